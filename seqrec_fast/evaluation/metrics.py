@@ -185,6 +185,7 @@ def checked_cutoffs(k: int | Sequence[int]) -> list[int]:
     given = [k] if isinstance(k, (int, np.integer)) else list(k)
     if not given:
         raise InputError("k: give at least one cut-off, for instance k=(10,)")
+    one: Any
     for one in given:
         if isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 1:
             raise InputError(f"k: a cut-off must be a whole number of at least 1, found {one!r}")

@@ -258,6 +258,7 @@ def _workers(threads: int | None) -> int:
             if hasattr(os, "sched_getaffinity")
             else (os.cpu_count() or 1)
         )
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
+    given: Any = threads
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
         raise InputError(f"threads: must be a whole number of at least 1, found {threads!r}")
     return int(threads)
