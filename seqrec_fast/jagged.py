@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -37,7 +38,8 @@ def row_positions(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     lengths = np.diff(offsets)
     total = int(lengths.sum())
     starts = np.cumsum(lengths) - lengths
-    return np.arange(total, dtype=np.int64) - np.repeat(starts, lengths)
+    positions: NDArray[np.int64] = np.arange(total, dtype=np.int64) - np.repeat(starts, lengths)
+    return positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class JaggedBatch(Generic[A]):
         offsets: Any = self.offsets
         values: Any = self.values
         ends = offsets.tolist()
-        for begin, end in zip(ends, ends[1:], strict=False):
+        for begin, end in pairwise(ends):
             yield values[begin:end]
 
     # ---------------------------------------------------------------- rows
@@ -198,7 +200,7 @@ class JaggedBatch(Generic[A]):
         values: Any = self.values
         offsets: Any = self.offsets
         flat, ends = values.tolist(), offsets.tolist()
-        return [flat[b:e] for b, e in zip(ends, ends[1:], strict=False)]
+        return [flat[b:e] for b, e in pairwise(ends)]
 
     # ---------------------------------------------------------------- private
 

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules over :mod:`seqrec_fast.ops`."""
+
+from __future__ import annotations
+
+from seqrec_fast.nn.attention import CausalSelfAttention
+from seqrec_fast.nn.recurrent import GRU, LSTM, RNN
+
+__all__ = ["GRU", "LSTM", "RNN", "CausalSelfAttention"]

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RNN, LSTM and GRU modules with the names and ``state_dict`` of torch's, on jagged batches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqrec_fast.errors import InputError
+from seqrec_fast.jagged import JaggedBatch
+from seqrec_fast.ops._rows import time_major
+from seqrec_fast.ops.recurrent import CELLS, Cell, CellActivation, recurrent
+
+__all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
+
+
+class Recurrent(torch.nn.Module):
+    """A stack of recurrent layers; use :class:`RNN`, :class:`LSTM` or :class:`GRU`.
+
+    Parameters are named and laid out as in torch: ``weight_ih_l{k}``, ``weight_hh_l{k}``,
+    ``bias_ih_l{k}``, ``bias_hh_l{k}``, so a ``state_dict`` of the torch module loads as it is.
+    """
+
+    cell: Cell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        *,
+        cell_activation: CellActivation = "tanh",
+    ) -> None:
+        """Makes the layers, initialised uniformly in ``±1/sqrt(hidden_size)`` as torch's are.
+
+        Args:
+            input_size: width of an input.
+            hidden_size: number of hidden units.
+            num_layers: layers of the stack.
+            bias: whether the layers have biases.
+            batch_first: layout of padded input and output, ``[rows, time, ...]`` where True; it
+                does not matter for jagged input.
+            dropout: probability of dropping an output of every layer but the last, in training.
+            cell_activation: ``"tanh"``, or ``"sigmoid"`` for the sigma variant.
+
+        Raises:
+            InputError: a size is below 1, or an option is unknown.
+        """
+        super().__init__()
+        for name, size in (
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("num_layers", num_layers),
+        ):
+            if size < 1:
+                raise InputError(f"{name}: must be at least 1, found {size}")
+        if not 0.0 <= dropout < 1.0:
+            raise InputError(f"dropout: must be in [0, 1), found {dropout}")
+        if cell_activation not in ("tanh", "sigmoid"):
+            raise InputError(
+                f"cell_activation: unknown activation {cell_activation!r}; choose tanh or sigmoid"
+            )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = dropout
+        self.cell_activation: CellActivation = cell_activation
+        gates = CELLS[self.cell] * hidden_size
+        for layer in range(num_layers):
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih": (gates, input_size if layer == 0 else hidden_size),
+                "weight_hh": (gates, hidden_size),
+            }
+            if bias:
+                shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
+            for name, shape in shapes.items():
+                self.register_parameter(f"{name}_l{layer}", torch.nn.Parameter(torch.empty(shape)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws every parameter uniformly in ``±1/sqrt(hidden_size)``."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            torch.nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Any, state: Any = None) -> tuple[Any, Any]:
+        """Runs the stack over jagged or padded input.
+
+        Args:
+            x: a :class:`JaggedBatch` with values ``[tokens, input_size]``, or a padded tensor
+                ``[time, rows, input_size]`` (``[rows, time, input_size]`` with ``batch_first``)
+                in which every row has the full length.
+            state: initial ``h`` (for the LSTM ``(h, c)``), each ``[layers, rows, hidden]``; zeros
+                where None.
+
+        Returns:
+            Output of the last layer in the form of the input, and the final state, each tensor
+            ``[layers, rows, hidden]``.
+
+        Raises:
+            InputError: shapes do not fit.
+        """
+        if isinstance(x, JaggedBatch):
+            values, offsets = x.values, x.offsets
+        else:
+            if x.ndim != 3:
+                raise InputError(
+                    f"x: expected a JaggedBatch or three dimensions, found {tuple(x.shape)}"
+                )
+            dense = x if self.batch_first else x.transpose(0, 1)
+            rows, time = dense.shape[:2]
+            values = dense.reshape(rows * time, dense.shape[2])
+            offsets = torch.arange(rows + 1, device=x.device) * time
+        pair = self.cell == "lstm"
+        given = None if state is None else (tuple(state) if pair else (state,))
+        plan = time_major(offsets)
+        finals = []
+        for layer in range(self.num_layers):
+            if layer and self.dropout:
+                values = torch.nn.functional.dropout(values, self.dropout, self.training)
+            values, final = recurrent(
+                self.cell,
+                values,
+                offsets,
+                self._weight("weight_ih", layer),
+                self._weight("weight_hh", layer),
+                self._weight("bias_ih", layer) if self.bias else None,
+                self._weight("bias_hh", layer) if self.bias else None,
+                state=None if given is None else tuple(s[layer] for s in given),
+                cell_activation=self.cell_activation,
+                plan=plan,
+            )
+            finals.append(final)
+        stacked = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+        end = stacked if pair else stacked[0]
+        if isinstance(x, JaggedBatch):
+            return JaggedBatch(values, x.offsets), end
+        padded = values.reshape(rows, time, self.hidden_size)
+        return (padded if self.batch_first else padded.transpose(0, 1)), end
+
+    def _weight(self, name: str, layer: int) -> Tensor:
+        found: Tensor = getattr(self, f"{name}_l{layer}")
+        return found
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``repr``."""
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
+            f"dropout={self.dropout}, cell_activation={self.cell_activation!r}"
+        )
+
+
+class RNN(Recurrent):
+    """Elman RNN; drop-in for ``torch.nn.RNN`` (tanh), also on jagged batches."""
+
+    cell: Cell = "rnn"
+
+
+class LSTM(Recurrent):
+    """LSTM; drop-in for ``torch.nn.LSTM`` (one direction), also on jagged batches."""
+
+    cell: Cell = "lstm"
+
+
+class GRU(Recurrent):
+    """GRU; drop-in for ``torch.nn.GRU`` (one direction), also on jagged batches."""
+
+    cell: Cell = "gru"

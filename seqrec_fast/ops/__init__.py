@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations on jagged batches: a module an operation, its definition in plain torch."""
+
+from __future__ import annotations
+
+from seqrec_fast.ops.attention import attention
+from seqrec_fast.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
+from seqrec_fast.ops.recurrent import recurrent
+
+__all__ = ["attention", "linear_cross_entropy", "recurrent", "sampled_cross_entropy"]

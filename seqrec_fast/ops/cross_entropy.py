@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layer + cross-entropy over a catalogue, never holding tokens x items.
+
+``loss_i = logsumexp_j(h_i . w_j + b_j) - (h_i . w_y + b_y)``. The logits of a few tokens at a time
+are made, turned into the loss and at once into the gradients of that chunk, and dropped: the peak
+is one chunk of logits, whatever the number of tokens. As the loss is a weighted sum of the token
+losses, its gradients are known up to one factor in the forward pass, so that nothing is computed
+twice (the scheme of Hsu et al. 2024, "Liger Kernel", section 3).
+
+The sampled form scores a token's target against ``negatives`` shared by the whole call, with the
+logQ correction of Bengio and Senecal (2008): each logit minus the log of how often its item is
+expected among the candidates, which makes the sampled softmax consistent with the full one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqrec_fast.errors import InputError
+
+__all__ = ["CHUNK_LOGITS", "linear_cross_entropy", "sampled_cross_entropy"]
+
+#: logits held at once (16 MiB of float32): small enough for the last-level cache of most servers
+CHUNK_LOGITS = 4 * 1024 * 1024
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        token_weights: Tensor,
+        chunk: int,
+    ) -> Tensor:
+        needs = [bool(n) for n in ctx.needs_input_grad[:3]]
+        d_hidden = torch.empty_like(hidden) if needs[0] else None
+        d_weight = torch.zeros_like(weight) if needs[1] else None
+        d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None
+        total = hidden.new_zeros(())
+        for begin in range(0, hidden.shape[0], chunk):
+            part = slice(begin, begin + chunk)
+            h, y, a = hidden[part], targets[part, None], token_weights[part, None]
+            z = h @ weight.t() if bias is None else torch.addmm(bias, h, weight.t())
+            chosen = z.gather(1, y)
+            top = z.amax(dim=1, keepdim=True)
+            z.sub_(top).exp_()
+            mass = z.sum(dim=1, keepdim=True)
+            total += ((mass.log() + top - chosen) * a).sum()
+            if any(needs):
+                # gradient of the logits: weight * (softmax - one-hot of the target)
+                z.mul_(a / mass)
+                z.scatter_add_(1, y, -a)
+                if d_hidden is not None:
+                    torch.mm(z, weight, out=d_hidden[part])
+                if d_weight is not None:
+                    d_weight.addmm_(z.t(), h)
+                if d_bias is not None:
+                    d_bias += z.sum(dim=0)
+        ctx.gradients = (d_hidden, d_weight, d_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if g is None else g * gradient for g in ctx.gradients)
+        return (*scaled, None, None, None)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    token_weights: Tensor | None = None,
+    chunk_logits: int = CHUNK_LOGITS,
+) -> Tensor:
+    """Weighted mean of the cross-entropy of every token over all items.
+
+    Args:
+        hidden: ``[tokens, dim]``.
+        weight: ``[items, dim]``, the output table.
+        targets: int64 ``[tokens]``, the right item of each token.
+        bias: ``[items]`` or None.
+        token_weights: non-negative ``[tokens]``; every token counts the same where None.
+        chunk_logits: logits held at once; at least one token's.
+
+    Returns:
+        A scalar: ``sum(weights * loss) / sum(weights)``, 0 without tokens. Differentiable once in
+        ``hidden``, ``weight`` and ``bias``.
+
+    Raises:
+        InputError: shapes do not fit or a target is not an item.
+    """
+    _check(hidden, weight, targets, bias)
+    if chunk_logits < 1:
+        raise InputError(f"chunk_logits: must be at least 1, found {chunk_logits}")
+    weights = _normalised(hidden, token_weights)
+    chunk = max(1, min(hidden.shape[0], chunk_logits // weight.shape[0]))
+    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, weights, chunk
+    )
+    return loss
+
+
+def sampled_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    bias: Tensor | None = None,
+    *,
+    log_q_targets: Tensor | None = None,
+    log_q_negatives: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    chunk_logits: int = CHUNK_LOGITS,
+) -> Tensor:
+    """Weighted mean of the cross-entropy of every token over its target and shared negatives.
+
+    A negative that happens to be the target of a token is left out for that token.
+
+    Args:
+        hidden: ``[tokens, dim]``.
+        weight: ``[items, dim]``, the output table.
+        targets: int64 ``[tokens]``.
+        negatives: int64 ``[samples]``, drawn once for the whole call.
+        bias: ``[items]`` or None.
+        log_q_targets: ``[tokens]``, log of the expected count of each target among the samples;
+            None leaves the correction out.
+        log_q_negatives: ``[samples]``, the same for the negatives; given with ``log_q_targets``.
+        token_weights: as in :func:`linear_cross_entropy`.
+        chunk_logits: logits held at once.
+
+    Returns:
+        A scalar, differentiable in ``hidden``, ``weight`` and ``bias``.
+
+    Raises:
+        InputError: shapes do not fit, or only one half of the correction is given.
+    """
+    _check(hidden, weight, targets, bias)
+    if (log_q_targets is None) != (log_q_negatives is None):
+        raise InputError("log_q_targets, log_q_negatives: give both or neither")
+    if negatives.ndim != 1 or negatives.shape[0] < 1:
+        raise InputError(
+            f"negatives: expected int64 [samples] with at least one, found {tuple(negatives.shape)}"
+        )
+    weights = _normalised(hidden, token_weights)
+    candidates = weight.index_select(0, negatives)
+    shift = None if bias is None else bias.index_select(0, negatives)
+    if log_q_negatives is not None:
+        shift = -log_q_negatives if shift is None else shift - log_q_negatives
+    chunk = max(1, chunk_logits // negatives.shape[0])
+    total = hidden.new_zeros(())
+    for begin in range(0, hidden.shape[0], chunk):
+        part = slice(begin, begin + chunk)
+        h, y = hidden[part], targets[part]
+        right = (h * weight.index_select(0, y)).sum(dim=1)
+        if bias is not None:
+            right = right + bias.index_select(0, y)
+        if log_q_targets is not None:
+            right = right - log_q_targets[part]
+        wrong = h @ candidates.t()
+        if shift is not None:
+            wrong = wrong + shift
+        wrong = wrong.masked_fill(negatives[None, :] == y[:, None], -torch.inf)
+        rest = torch.logsumexp(wrong, dim=1)
+        total = total + ((torch.logaddexp(right, rest) - right) * weights[part]).sum()
+    return total
+
+
+def _normalised(hidden: Tensor, token_weights: Tensor | None) -> Tensor:
+    tokens = hidden.shape[0]
+    if token_weights is None:
+        return hidden.new_full((tokens,), 1.0 / max(tokens, 1))
+    if token_weights.shape != (tokens,):
+        raise InputError(f"token_weights: expected [{tokens}], found {tuple(token_weights.shape)}")
+    total = token_weights.sum()
+    return (token_weights / torch.where(total > 0, total, torch.ones_like(total))).to(hidden.dtype)
+
+
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise InputError(
+            "hidden, weight: expected [tokens, dim] and [items, dim], found "
+            f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise InputError(
+            f"targets: expected int64 [{hidden.shape[0]}], found {targets.dtype} "
+            f"{tuple(targets.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InputError(f"bias: expected [{weight.shape[0]}], found {tuple(bias.shape)}")
+    if targets.numel() and not (0 <= int(targets.min()) and int(targets.max()) < weight.shape[0]):
+        raise InputError(
+            f"targets: must be items 0 to {weight.shape[0] - 1}, found "
+            f"{int(targets.min())} to {int(targets.max())}"
+        )

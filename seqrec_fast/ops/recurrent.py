@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recurrent layers (RNN, LSTM, GRU) over jagged batches: the definition, in plain torch.
+
+Weights have torch's layout, so that a ``state_dict`` of ``torch.nn.RNN/LSTM/GRU`` fits. With ``x``
+the input of a time step, ``h`` the hidden state and ``phi`` the cell's activation (tanh in the
+textbook form, the logistic sigmoid in the sigma variant):
+
+* RNN (Elman 1990): ``h' = phi(W x + b + U h + d)``
+* LSTM (Hochreiter and Schmidhuber 1997, forget gate of Gers et al. 2000), gates i, f, g, o:
+  ``c' = sigmoid(f) * c + sigmoid(i) * phi(g)``, ``h' = sigmoid(o) * phi(c')``
+* GRU (Cho et al. 2014, reset gate after the product as in cuDNN), gates r, z, n:
+  ``n = phi(W_n x + b_n + sigmoid(r) * (U_n h + d_n))``, ``h' = n + sigmoid(z) * (h - n)``
+
+Rows are read longest first and time step by time step; a row that has ended leaves the batch, so
+that no padding is ever computed. One matrix product serves the inputs of all time steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from seqrec_fast.errors import InputError
+from seqrec_fast.ops._rows import TimeMajor, check_jagged, permute_tokens, time_major
+
+__all__ = ["CELLS", "Cell", "CellActivation", "recurrent"]
+
+Cell = Literal["rnn", "lstm", "gru"]
+CellActivation = Literal["tanh", "sigmoid"]
+_Activation = Callable[[Tensor], Tensor]
+
+#: number of gates of each cell, that is rows of a weight matrix per hidden unit
+CELLS: dict[str, int] = {"rnn": 1, "lstm": 4, "gru": 3}
+
+
+def recurrent(
+    cell: Cell,
+    x: Tensor,
+    offsets: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    state: tuple[Tensor, ...] | None = None,
+    cell_activation: CellActivation = "tanh",
+    plan: TimeMajor | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One recurrent layer over a jagged batch.
+
+    Args:
+        cell: ``"rnn"``, ``"lstm"`` or ``"gru"``.
+        x: ``[tokens, inputs]``, rows end to end.
+        offsets: int64 ``[rows + 1]``.
+        weight_ih: ``[gates * hidden, inputs]``.
+        weight_hh: ``[gates * hidden, hidden]``.
+        bias_ih: ``[gates * hidden]`` or None.
+        bias_hh: ``[gates * hidden]`` or None.
+        state: initial hidden state ``(h,)`` or, for the LSTM, ``(h, c)``, each ``[rows, hidden]``;
+            zeros where None.
+        cell_activation: ``"tanh"``, or ``"sigmoid"`` for the sigma variant.
+        plan: ``time_major(offsets)`` if it is at hand (layers of one stack share it).
+
+    Returns:
+        The hidden state after every event, ``[tokens, hidden]`` in the order of ``x``, and the
+        state after the last event of each row, shaped like ``state``.
+
+    Raises:
+        InputError: shapes do not fit, or the cell or activation is unknown.
+    """
+    if cell not in CELLS:
+        raise InputError(f"cell: unknown cell {cell!r}; choose one of {', '.join(CELLS)}")
+    if cell_activation not in ("tanh", "sigmoid"):
+        raise InputError(
+            f"cell_activation: unknown activation {cell_activation!r}; choose tanh or sigmoid"
+        )
+    check_jagged("x", x, offsets)
+    hidden = weight_hh.shape[1]
+    gates = CELLS[cell] * hidden
+    if weight_ih.shape != (gates, x.shape[1]) or weight_hh.shape != (gates, hidden):
+        raise InputError(
+            f"weight_ih: a {cell} layer of {x.shape[1]} inputs and {hidden} hidden units needs "
+            f"[{gates}, {x.shape[1]}] and [{gates}, {hidden}], found {tuple(weight_ih.shape)} and "
+            f"{tuple(weight_hh.shape)}"
+        )
+    rows = offsets.shape[0] - 1
+    plan = plan or time_major(offsets)
+    if state is None:
+        state = tuple(x.new_zeros(rows, hidden) for _ in range(2 if cell == "lstm" else 1))
+    if len(state) != (2 if cell == "lstm" else 1) or any(s.shape != (rows, hidden) for s in state):
+        raise InputError(
+            f"state: a {cell} over {rows} rows needs {'(h, c)' if cell == 'lstm' else '(h,)'} of "
+            f"[{rows}, {hidden}], found {[tuple(s.shape) for s in state]}"
+        )
+
+    start = tuple(s.index_select(0, plan.order) for s in state)
+    if not plan.sizes:
+        return x.new_zeros(0, hidden), state
+    projected = torch.nn.functional.linear(
+        permute_tokens(x, plan.to_time, plan.to_row), weight_ih, bias_ih
+    )
+    inputs = torch.split(projected, plan.sizes)
+    phi = torch.tanh if cell_activation == "tanh" else torch.sigmoid
+    if cell == "lstm":
+        hs, cs = _lstm(inputs, start[0], start[1], weight_hh, bias_hh, phi)
+        tracks = [hs, cs]
+    elif cell == "gru":
+        tracks = [_gru(inputs, start[0], weight_hh, bias_hh, phi)]
+    else:
+        tracks = [_rnn(inputs, start[0], weight_hh, bias_hh, phi)]
+
+    packed = [torch.cat(track) for track in tracks]
+    output = permute_tokens(packed[0], plan.to_row, plan.to_time)
+    back = torch.empty_like(plan.order)
+    back[plan.order] = torch.arange(rows, device=plan.order.device)
+    ran = (plan.last >= 0).unsqueeze(1)
+    final = tuple(
+        torch.where(ran, p.index_select(0, plan.last.clamp(min=0)), s).index_select(0, back)
+        for p, s in zip(packed, start, strict=True)
+    )
+    return output, final
+
+
+def _rnn(
+    inputs: tuple[Tensor, ...], h: Tensor, u: Tensor, d: Tensor | None, phi: _Activation
+) -> list[Tensor]:
+    track = []
+    for gate in inputs:
+        h = phi(gate + torch.nn.functional.linear(h[: len(gate)], u, d))
+        track.append(h)
+    return track
+
+
+def _lstm(
+    inputs: tuple[Tensor, ...],
+    h: Tensor,
+    c: Tensor,
+    u: Tensor,
+    d: Tensor | None,
+    phi: _Activation,
+) -> tuple[list[Tensor], list[Tensor]]:
+    hs, cs = [], []
+    for gate in inputs:
+        n = len(gate)
+        i, f, g, o = (gate + torch.nn.functional.linear(h[:n], u, d)).chunk(4, dim=1)
+        c = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * phi(g)
+        h = torch.sigmoid(o) * phi(c)
+        hs.append(h)
+        cs.append(c)
+    return hs, cs
+
+
+def _gru(
+    inputs: tuple[Tensor, ...], h: Tensor, u: Tensor, d: Tensor | None, phi: _Activation
+) -> list[Tensor]:
+    track = []
+    two = 2 * u.shape[1]
+    for gate in inputs:
+        h = h[: len(gate)]
+        back = torch.nn.functional.linear(h, u, d)
+        r, z = torch.sigmoid(gate[:, :two] + back[:, :two]).chunk(2, dim=1)
+        candidate = phi(gate[:, two:] + r * back[:, two:])
+        h = torch.lerp(candidate, h, z)
+        track.append(h)
+    return track

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fit``: from a split to a trained model with honest figures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from seqrec_fast.errors import InputError
+from seqrec_fast.evaluation import Metrics, describe_protocol, evaluate, evaluate_popularity
+from seqrec_fast.models import ModelOptions, SequenceModel, build_model
+from seqrec_fast.training.batches import Windows
+from seqrec_fast.training.checkpoint import Checkpoint, fingerprint
+from seqrec_fast.training.losses import make_objective
+from seqrec_fast.training.options import TrainingOptions, split_options
+from seqrec_fast.training.progress import EpochRecord
+from seqrec_fast.training.run import Run
+from seqrec_fast.training.trainer import Phase, embed_histories
+
+if TYPE_CHECKING:
+    from seqrec_fast.data import Holdout, Split
+
+__all__ = ["fit"]
+
+_CUTOFFS = (5, 10, 20)
+
+
+def fit(
+    split: Split,
+    model: str = "sasrec",
+    *,
+    refit: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool | Callable[[EpochRecord], None] = True,
+    **options: Any,
+) -> Run:
+    """Trains a model on a split and measures it on the held-out events.
+
+    The model is trained on ``split.train`` with early stopping on ``split.validation`` (the
+    *strict* protocol: validation events are never trained on) and measured on ``split.test``. With
+    ``refit`` a fresh model of the same seed is then trained on training and validation events for
+    as many epochs as validation chose, and measured on the same test events.
+
+    Args:
+        split: from :func:`seqrec_fast.data.leave_one_out` and its siblings.
+        model: ``"sasrec"``, ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        refit: whether the final model is trained again with the validation events.
+        checkpoint: folder that is replaced after every epoch; None keeps none.
+        resume: go on from the checkpoint; the result is the very same as without the break.
+        progress: print progress to standard error; a callable gets each epoch's record instead.
+        **options: any field of :class:`ModelOptions` and :class:`TrainingOptions` by name, for
+            instance ``epochs=50, seed=0, dim=64, loss="sampled_softmax"``.
+
+    Returns:
+        A :class:`Run` with the trained model, its history and its metrics. Ctrl-C ends training
+        early; the run then holds the best weights so far and says ``interrupted``.
+
+    Raises:
+        InputError: an option is wrong, there is nothing to learn from, or the checkpoint is
+            missing, damaged, or of another run.
+        TrainingError: the loss is not finite.
+    """
+    model_options, training_options = split_options({"model": model, **options})
+    folder = None if checkpoint is None else Path(checkpoint)
+    if resume and folder is None:
+        raise InputError("resume: needs checkpoint, the folder to go on from")
+    threads_before = torch.get_num_threads()
+    if training_options.threads is not None:
+        torch.set_num_threads(training_options.threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _Fit(split, model_options, training_options, refit, folder, progress).run(resume)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+@dataclass
+class _Fit:
+    split: Split
+    model_options: ModelOptions
+    training_options: TrainingOptions
+    refit: bool
+    checkpoint: Path | None
+    progress: bool | Callable[[EpochRecord], None]
+
+    def run(self, resume: bool) -> Run:
+        identity = self._identity()
+        state = None
+        if resume:
+            assert self.checkpoint is not None
+            state = Checkpoint.load(self.checkpoint)
+            if state.run != identity:
+                raise InputError(
+                    f"{self.checkpoint}: the checkpoint is of other data or other options; give "
+                    "the same ones, or start without resume"
+                )
+        validation = self.split.validation if len(self.split.validation.targets) else None
+        select = self._phase("select", self.split, self.training_options.epochs, validation)
+        select.run = identity
+        if state is None or state.phase == "select":
+            select.train(self.progress, state)
+            state = None
+            metrics = self._measure(select.model, self.split)
+        else:
+            select.history = list(state.facts["select_history"])
+            select.best_epoch = int(state.facts["select_best_epoch"])
+            metrics = dict(state.facts["select_metrics"])
+        final = select
+        if self.refit and not select.interrupted:
+            again = self.split.refit()
+            final = self._phase("refit", again, max(1, select.best_epoch), None)
+            final.run = identity
+            final.carried = {
+                "select_history": select.history,
+                "select_best_epoch": select.best_epoch,
+                "select_metrics": metrics,
+            }
+            final.train(self.progress, state)
+            if final.interrupted and not final.history:
+                # not one whole epoch of the second course: the first one's model is the better
+                raise KeyboardInterrupt
+            metrics["test_refit"] = self._figures(final.model, again.test, again).to_dict()
+        return Run(
+            model=final.model,
+            split=self.split,
+            training_options=self.training_options,
+            history=select.history + (final.history if final is not select else []),
+            metrics=metrics,
+            best_epoch=select.best_epoch,
+            refitted=final is not select,
+            interrupted=select.interrupted or final.interrupted,
+        )
+
+    def _identity(self) -> str:
+        train = self.split.train
+        training = self.training_options.to_config()
+        # more epochs may follow where the learning rate does not depend on their number
+        if self.training_options.schedule == "constant":
+            training.pop("epochs")
+        training.pop("threads")
+        return fingerprint(
+            train.offsets,
+            train.values,
+            len(self.split.items),
+            sorted(self.model_options.to_config().items()),
+            sorted(training.items()),
+            self.refit,
+        )
+
+    def _phase(self, name: str, split: Split, epochs: int, validation: Holdout | None) -> Phase:
+        options = self.training_options
+        torch.manual_seed(options.seed)
+        model = build_model(self.model_options, len(split.items))
+        windows = Windows(
+            split.train,
+            split.train_weights,
+            max_length=self.model_options.max_length,
+            whole_history=options.whole_history,
+        )
+        return Phase(
+            name=name,
+            model=model,
+            windows=windows,
+            objective=make_objective(options, split.popularity),
+            options=options,
+            epochs=epochs,
+            validation=validation,
+            checkpoint=self.checkpoint,
+            run="",
+        )
+
+    def _measure(self, model: SequenceModel, split: Split) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, holdout in (("validation", split.validation), ("test", split.test)):
+            if len(holdout.targets):
+                found[name] = self._figures(model, holdout, split).to_dict()
+        if len(split.test.targets):
+            found["popularity"] = evaluate_popularity(
+                split.test,
+                split.popularity,
+                k=_CUTOFFS,
+                protocol=describe_protocol(split),
+                threads=self.training_options.threads,
+            ).to_dict()
+        return found
+
+    def _figures(self, model: SequenceModel, holdout: Holdout, split: Split) -> Metrics:
+        items, bias = model.scorer()
+        return evaluate(
+            embed_histories(model, holdout),
+            items,
+            bias,
+            holdout,
+            k=_CUTOFFS,
+            popularity=split.popularity,
+            protocol=describe_protocol(split),
+            threads=self.training_options.threads,
+        )

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: epochs of steps, validation after each, checkpoint after each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seqrec_fast.errors import TrainingError
+from seqrec_fast.evaluation import metrics_from_ranks, rank_targets
+from seqrec_fast.models import SequenceModel
+from seqrec_fast.training.batches import Windows, epoch_generator
+from seqrec_fast.training.checkpoint import Checkpoint
+from seqrec_fast.training.losses import Objective
+from seqrec_fast.training.optimizers import learning_rate_factor, make_optimizer
+from seqrec_fast.training.options import TrainingOptions
+from seqrec_fast.training.progress import EpochRecord, Progress
+
+if TYPE_CHECKING:
+    from seqrec_fast.data import Holdout
+
+__all__ = ["Phase", "embed_histories"]
+
+_CRITERION = "NDCG@10"
+
+
+def embed_histories(model: SequenceModel, holdout: Holdout) -> NDArray[np.float32]:
+    """float32 ``[users, dim]``: user embeddings; zeros for a user without history."""
+    lengths = np.diff(holdout.histories.offsets)
+    known = np.flatnonzero(lengths)
+    result = np.zeros((len(lengths), model.options.dim), dtype=np.float32)
+    result[known] = model.encode(holdout.histories.select(known))
+    return result
+
+
+@dataclass
+class Phase:
+    """One course of training: with early stopping on a validation set, or for fixed epochs.
+
+    Attributes:
+        name: ``"select"`` or ``"refit"``.
+        model: trained in place; holds the best weights at the end.
+        windows: what it is trained on.
+        objective: the loss.
+        options: hyper-parameters.
+        epochs: epochs at most.
+        validation: held-out events for early stopping; None trains all epochs.
+        checkpoint: folder of the checkpoint, or None.
+        run: fingerprint of the whole run.
+        carried: facts of earlier phases, kept in each checkpoint.
+        history: a record an epoch.
+        best_epoch: the epoch whose weights the model has at the end (counted from 1).
+        interrupted: whether Ctrl-C ended it.
+    """
+
+    name: str
+    model: SequenceModel
+    windows: Windows
+    objective: Objective
+    options: TrainingOptions
+    epochs: int
+    validation: Holdout | None
+    checkpoint: Path | None
+    run: str
+    carried: dict[str, object] = field(default_factory=dict)
+    history: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int = 0
+    interrupted: bool = False
+    _best: dict[str, Tensor] = field(default_factory=dict)
+    _best_score: float = -math.inf
+
+    def train(
+        self,
+        show: bool | Callable[[EpochRecord], None] = True,
+        resume: Checkpoint | None = None,
+    ) -> None:
+        """Runs the phase to its end, to the last useful epoch, or to Ctrl-C.
+
+        Args:
+            show: as in :class:`Progress`.
+            resume: a checkpoint of this phase to go on from.
+
+        Raises:
+            TrainingError: the loss is not finite; the message names epoch and step.
+        """
+        optimizer = make_optimizer(self.model, self.options)
+        done = 0
+        if resume is not None:
+            resume.restore(self.model, optimizer)
+            done = resume.epoch
+            self._best = resume.best
+            self.history = list(resume.facts["history"])
+            self.best_epoch = int(resume.facts["best_epoch"])
+            score = resume.facts["best_score"]
+            self._best_score = -math.inf if score is None else float(score)
+        steps = self.windows.steps(self.options.batch_size)
+        progress = Progress(show, self.name, self.epochs, done, steps)
+        try:
+            for epoch in range(done, self.epochs):
+                if self._exhausted(epoch):
+                    break
+                self._epoch(epoch, optimizer, steps, progress)
+                if self.checkpoint is not None:
+                    self._save(epoch + 1, optimizer)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            progress.close()
+        if self._best:
+            self.model.load_state_dict(self._best)
+
+    def _exhausted(self, epoch: int) -> bool:
+        """Whether ``patience`` epochs have passed without a better one."""
+        waiting = epoch - self.best_epoch
+        return self.validation is not None and epoch > 0 and waiting >= self.options.patience
+
+    def _epoch(
+        self,
+        epoch: int,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        progress: Progress,
+    ) -> None:
+        generator = epoch_generator(self.options.seed, epoch)
+        began = time.monotonic()
+        progress.start_epoch(epoch + 1)
+        self.model.train()
+        step, total, step_loss = 0, 0.0, 0.0
+        for part in self.windows.epoch(self.options.batch_size, generator):
+            hidden = self.model(part.inputs)
+            loss = self.objective(self.model, hidden, part.targets, part.weights, generator)
+            loss = loss * part.share
+            step_loss += loss.item()
+            if not math.isfinite(step_loss):
+                raise TrainingError(
+                    f"loss is {step_loss} at step {step + 1} of epoch {epoch + 1}; lower "
+                    f"learning_rate (now {self.options.rate:g}) or set clip_norm"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            if not part.last:
+                continue
+            if self.options.clip_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+            factor = learning_rate_factor(epoch * steps + step, steps * self.epochs, self.options)
+            for group in optimizer.param_groups:
+                group["lr"] = self.options.rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            progress.step(step_loss)
+            total += step_loss
+            step, step_loss = step + 1, 0.0
+        seconds = time.monotonic() - began
+        record: EpochRecord = {
+            "phase": self.name,
+            "epoch": epoch + 1,
+            "loss": total / step,
+            "seconds": seconds,
+            "tokens_per_second": self.windows.tokens / seconds,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+        }
+        self._judge(record)
+        progress.end_epoch(record)
+
+    def _judge(self, record: EpochRecord) -> None:
+        """Scores the epoch on the validation set and keeps the best weights."""
+        if self.validation is None:
+            record["best"] = True
+            self.best_epoch = record["epoch"]
+        else:
+            items, bias = self.model.scorer()
+            ranks = rank_targets(
+                embed_histories(self.model, self.validation),
+                items,
+                bias,
+                targets=self.validation.targets,
+                seen=self.validation.histories,
+                threads=self.options.threads,
+            )
+            found = metrics_from_ranks(ranks, self.validation.targets.offsets, (10,))
+            record |= {name: found[name] for name in ("HR@10", _CRITERION)}
+            record["best"] = found[_CRITERION] > self._best_score
+            if record["best"]:
+                self._best_score = found[_CRITERION]
+                self.best_epoch = record["epoch"]
+                state = self.model.state_dict()
+                self._best = {n: t.detach().clone() for n, t in state.items()}
+        self.history.append(record)
+
+    def _save(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        assert self.checkpoint is not None
+        facts = {
+            **self.carried,
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best_score": self._best_score if math.isfinite(self._best_score) else None,
+        }
+        Checkpoint(
+            run=self.run,
+            phase=self.name,
+            epoch=epoch,
+            model=self.model.state_dict(),
+            best=self._best,
+            optimizer=optimizer.state_dict()["state"],
+            facts=facts,
+        ).save(self.checkpoint)
