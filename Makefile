@@ -19,7 +19,7 @@ help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.train  ## the main job on built-in data: clean, train, evaluate, recommend
-	$(BIN)/seqrec-fast demo --out $(DEMO_OUT) --overwrite
+	$(BIN)/seqrec-fast demo --out $(DEMO_OUT)
 
 test: $(VENV)/.test  ## the test suite (ARGS="-k name" narrows it)
 	$(BIN)/python -m pytest $(ARGS)
