@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// Width-generic SIMD lanes on the vector extensions of GCC and Clang.
+//
+// `Lanes<W>` is a vector of W floats and its companions. The same source is compiled for every
+// instruction set, each time inside its own namespace (SEQREC_ISA), so that no function compiled
+// for a wide machine can be taken by the linker for a narrow one. For the same reason this file
+// and the kernels use no templates of the standard library.
+//
+// W may be wider than the machine: the compiler then splits each operation. That is how the logic
+// of the widest kernels is tested on narrower machines.
+#pragma once
+
+#ifndef SEQREC_ISA
+#error "define SEQREC_ISA, the namespace of this instruction set, before including kernels"
+#endif
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define SEQREC_INLINE inline __attribute__((always_inline))
+#define SEQREC_NOINLINE __attribute__((noinline))
+
+namespace seqrec {
+namespace SEQREC_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kNativeLanes = 16;
+#elif defined(__AVX__)
+inline constexpr int kNativeLanes = 8;
+#else
+inline constexpr int kNativeLanes = 4;
+#endif
+
+template <int W>
+struct Lanes {
+  static_assert(W == 4 || W == 8 || W == 16, "lanes are 4, 8 or 16 floats");
+  typedef float F __attribute__((vector_size(W * 4)));
+  typedef std::int32_t I __attribute__((vector_size(W * 4)));
+  typedef float Unaligned __attribute__((vector_size(W * 4), aligned(4), may_alias));
+  typedef std::int32_t UnalignedI __attribute__((vector_size(W * 4), aligned(4), may_alias));
+};
+
+template <int W>
+using Floats = typename Lanes<W>::F;
+template <int W>
+using Ints = typename Lanes<W>::I;
+
+template <int W>
+SEQREC_INLINE Floats<W> load(const float* p) {
+  return *reinterpret_cast<const typename Lanes<W>::Unaligned*>(p);
+}
+
+template <int W>
+SEQREC_INLINE Ints<W> load(const std::int32_t* p) {
+  return *reinterpret_cast<const typename Lanes<W>::UnalignedI*>(p);
+}
+
+template <int W>
+SEQREC_INLINE void store(float* p, Floats<W> v) {
+  *reinterpret_cast<typename Lanes<W>::Unaligned*>(p) = v;
+}
+
+template <int W>
+SEQREC_INLINE Floats<W> broadcast(float x) {
+  return Floats<W>{} + x;
+}
+
+template <int W>
+SEQREC_INLINE Ints<W> broadcast(std::int32_t x) {
+  return Ints<W>{} + x;
+}
+
+// ------------------------------------------------------------------------------- comparisons
+
+/// The outcome of a comparison, in the form that the machine likes best.
+template <int W>
+struct MaskOf {
+  using type = Ints<W>;
+};
+#if defined(__AVX512F__)
+template <>
+struct MaskOf<16> {
+  using type = __mmask16;
+};
+#endif
+template <int W>
+using Mask = typename MaskOf<W>::type;
+
+/// a > b in every lane; false where either is NaN.
+template <int W>
+SEQREC_INLINE Mask<W> greater(Floats<W> a, Floats<W> b) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ);
+  } else
+#endif
+  {
+    return a > b;
+  }
+}
+
+/// One bit a lane of an integer vector whose lanes are 0 or -1.
+template <int W>
+SEQREC_INLINE std::uint32_t lane_bits(Ints<W> m) {
+#if defined(__SSE2__)
+  if constexpr (W == 4) {
+    return static_cast<std::uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(m)));
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (W == 8) {
+    return static_cast<std::uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(m)));
+  }
+#endif
+  if constexpr (W > kNativeLanes) {
+    constexpr int H = W / 2;
+    union {
+      Ints<W> whole;
+      Ints<H> half[2];
+    } parts = {m};
+    return lane_bits<H>(parts.half[0]) | lane_bits<H>(parts.half[1]) << H;
+  }
+  std::uint32_t bits = 0;
+  for (int i = 0; i < W; ++i) bits |= static_cast<std::uint32_t>(m[i] & 1) << i;
+  return bits;
+}
+
+template <int W>
+SEQREC_INLINE std::uint32_t mask_bits(Mask<W> m) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    return m;
+  } else
+#endif
+  {
+    return lane_bits<W>(m);
+  }
+}
+
+// ------------------------------------------------------------------------------- transposition
+
+// Interleaving inside blocks of four lanes. GCC before 12 has only __builtin_shuffle.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SEQREC_SHUFFLE(a, b, W, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SEQREC_SHUFFLE(a, b, W, ...) __builtin_shuffle(a, b, Ints<W>{__VA_ARGS__})
+#endif
+
+template <int W>
+struct Blocks;
+
+template <>
+struct Blocks<4> {
+  using F = Floats<4>;
+  static SEQREC_INLINE F unpack_low(F a, F b) { return SEQREC_SHUFFLE(a, b, 4, 0, 4, 1, 5); }
+  static SEQREC_INLINE F unpack_high(F a, F b) { return SEQREC_SHUFFLE(a, b, 4, 2, 6, 3, 7); }
+  static SEQREC_INLINE F pair_low(F a, F b) { return SEQREC_SHUFFLE(a, b, 4, 0, 1, 4, 5); }
+  static SEQREC_INLINE F pair_high(F a, F b) { return SEQREC_SHUFFLE(a, b, 4, 2, 3, 6, 7); }
+};
+
+template <>
+struct Blocks<8> {
+  using F = Floats<8>;
+  static SEQREC_INLINE F unpack_low(F a, F b) {
+    return SEQREC_SHUFFLE(a, b, 8, 0, 8, 1, 9, 4, 12, 5, 13);
+  }
+  static SEQREC_INLINE F unpack_high(F a, F b) {
+    return SEQREC_SHUFFLE(a, b, 8, 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  static SEQREC_INLINE F pair_low(F a, F b) {
+    return SEQREC_SHUFFLE(a, b, 8, 0, 1, 8, 9, 4, 5, 12, 13);
+  }
+  static SEQREC_INLINE F pair_high(F a, F b) {
+    return SEQREC_SHUFFLE(a, b, 8, 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+};
+
+template <>
+struct Blocks<16> {
+  using F = Floats<16>;
+  static SEQREC_INLINE F unpack_low(F a, F b) {
+    return SEQREC_SHUFFLE(a, b, 16, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+  }
+  static SEQREC_INLINE F unpack_high(F a, F b) {
+    return SEQREC_SHUFFLE(a, b, 16, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  }
+  static SEQREC_INLINE F pair_low(F a, F b) {
+    return SEQREC_SHUFFLE(a, b, 16, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+  }
+  static SEQREC_INLINE F pair_high(F a, F b) {
+    return SEQREC_SHUFFLE(a, b, 16, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+};
+
+/// Four floats from each of the rows p, p + 4 stride, p + 8 stride, …, one row a block of lanes.
+template <int W>
+SEQREC_INLINE Floats<W> load_blocks(const float* p, std::ptrdiff_t stride) {
+  if constexpr (W == 4) {
+    return load<4>(p);
+  }
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    v = _mm512_mask_broadcast_f32x4(v, 0x00F0, _mm_loadu_ps(p + 4 * stride));
+    v = _mm512_mask_broadcast_f32x4(v, 0x0F00, _mm_loadu_ps(p + 8 * stride));
+    v = _mm512_mask_broadcast_f32x4(v, 0xF000, _mm_loadu_ps(p + 12 * stride));
+    return reinterpret_cast<Floats<16>>(v);
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (W == 8) {
+    const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(p));
+    return reinterpret_cast<Floats<8>>(_mm256_insertf128_ps(low, _mm_loadu_ps(p + 4 * stride), 1));
+  }
+#endif
+  if constexpr (W > 4) {
+    constexpr int H = W / 2;
+    union {
+      Floats<W> whole;
+      Floats<H> half[2];
+    } parts;
+    parts.half[0] = load_blocks<H>(p, stride);
+    parts.half[1] = load_blocks<H>(p + H * stride, stride);
+    return parts.whole;
+  }
+}
+
+/// Columns 0..3 of W rows: lane i of `out[j]` becomes `rows[i * stride + j]`.
+template <int W>
+SEQREC_INLINE void transpose4(const float* rows, std::ptrdiff_t stride, Floats<W> (&out)[4]) {
+  using B = Blocks<W>;
+  const Floats<W> r0 = load_blocks<W>(rows, stride);
+  const Floats<W> r1 = load_blocks<W>(rows + stride, stride);
+  const Floats<W> r2 = load_blocks<W>(rows + 2 * stride, stride);
+  const Floats<W> r3 = load_blocks<W>(rows + 3 * stride, stride);
+  const Floats<W> low01 = B::unpack_low(r0, r1);
+  const Floats<W> low23 = B::unpack_low(r2, r3);
+  const Floats<W> high01 = B::unpack_high(r0, r1);
+  const Floats<W> high23 = B::unpack_high(r2, r3);
+  out[0] = B::pair_low(low01, low23);
+  out[1] = B::pair_high(low01, low23);
+  out[2] = B::pair_low(high01, high23);
+  out[3] = B::pair_high(high01, high23);
+}
+
+}  // namespace SEQREC_ISA
+}  // namespace seqrec

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the files of the Python module share: one function an area, called by module.cpp.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+
+namespace seqrec {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+void bind_topk(py::module_& m);
+
+}  // namespace seqrec

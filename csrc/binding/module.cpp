@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python module seqrec_fast._C. Only files in this folder know Python.
+//
+// Arguments arrive here already checked by seqrec_fast.native for type and layout; what would read
+// out of bounds is checked again, so that no call can corrupt memory.
+#include <stdexcept>
+#include <string>
+
+#include "base/thread_pool.h"
+#include "binding/binding.h"
+#include "isa/kernel_table.h"
+
+namespace seqrec {
+namespace {
+
+#define SEQREC_TEXT_OF(x) #x
+#define SEQREC_TEXT(x) SEQREC_TEXT_OF(x)
+
+#if defined(__clang__)
+constexpr const char* kCompiler = "Clang " __clang_version__;
+#else
+constexpr const char* kCompiler = "GCC " __VERSION__;
+#endif
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = SEQREC_VERSION;
+  info["compiler"] = kCompiler;
+  info["cxx_standard"] = static_cast<long>(__cplusplus);
+  info["flags"] = SEQREC_FLAGS;
+  info["isa_compiled"] = compiled_isas();
+  info["isa_supported"] = supported_isas();
+  info["isa"] = kernels().name;
+  info["lanes"] = kernels().lanes;
+  return info;
+}
+
+void set_threads(int threads) {
+  if (threads < 1 || threads > kMaxThreads) {
+    throw std::invalid_argument("threads: expected 1 to " + std::to_string(kMaxThreads) +
+                                ", found " + std::to_string(threads));
+  }
+  set_num_threads(threads);
+}
+
+}  // namespace
+}  // namespace seqrec
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of seqrec_fast; use seqrec_fast.native instead.";
+  m.def("build_info", &seqrec::build_info);
+  m.def("cpu_features", &seqrec::cpu_features);
+  m.def("get_num_threads", &seqrec::get_num_threads);
+  m.def("set_num_threads", &seqrec::set_threads, py::arg("threads"));
+  m.def("pool_workers", &seqrec::pool_workers);
+  seqrec::bind_topk(m);
+}

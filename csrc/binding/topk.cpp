@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/topk.h"
+
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "base/thread_pool.h"
+#include "binding/binding.h"
+
+namespace seqrec {
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+std::string text(std::int64_t n) { return std::to_string(n); }
+
+void check_seen(const JaggedView<std::int32_t>& seen, std::int64_t tokens, std::int64_t items) {
+  if (seen.offsets[0] != 0 || seen.offsets[seen.rows] != tokens) {
+    refuse("seen offsets: must run from 0 to the " + text(tokens) + " values, found " +
+           text(seen.offsets[0]) + " to " + text(seen.offsets[seen.rows]));
+  }
+  for (std::int64_t row = 0; row < seen.rows; ++row) {
+    if (seen.offsets[row] > seen.offsets[row + 1]) {
+      refuse("seen offsets: must not decrease, found " + text(seen.offsets[row]) + " before " +
+             text(seen.offsets[row + 1]) + " at row " + text(row));
+    }
+  }
+  for (std::int64_t i = 0; i < tokens; ++i) {
+    if (seen.values[i] < 0 || seen.values[i] >= items) {
+      refuse("seen: found item " + text(seen.values[i]) + " at position " + text(i) +
+             ", but the items are 0 to " + text(items - 1) + "; encode the ids first");
+    }
+  }
+}
+
+py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& items,
+                           const std::optional<Array<float>>& bias,
+                           const std::optional<Array<std::int32_t>>& seen_values,
+                           const std::optional<Array<std::int64_t>>& seen_offsets,
+                           const std::optional<Array<std::uint8_t>>& blocked, std::int64_t k,
+                           int threads) {
+  if (queries.ndim() != 2 || items.ndim() != 2) refuse("queries, items: expected two dimensions");
+  TopkProblem p{};
+  p.queries = queries.data();
+  p.items = items.data();
+  p.num_queries = queries.shape(0);
+  p.num_items = items.shape(0);
+  p.dim = items.shape(1);
+  p.k = k;
+  if (queries.shape(1) != p.dim) {
+    refuse("queries: expected " + text(p.dim) + " columns like items, found " +
+           text(queries.shape(1)));
+  }
+  if (p.dim < 1) refuse("items: expected at least 1 column, found 0");
+  // One below the limit stays free for the padding of the candidate lists.
+  if (p.num_items >= std::numeric_limits<std::int32_t>::max()) {
+    refuse("items: expected fewer than 2147483647 rows, found " + text(p.num_items));
+  }
+  if (k < 1) refuse("k: expected at least 1, found " + text(k));
+  if (threads < 0 || threads > kMaxThreads) {
+    refuse("threads: expected 1 to " + text(kMaxThreads) + " (0 = the set number), found " +
+           text(threads));
+  }
+  if (bias) {
+    if (bias->ndim() != 1 || bias->shape(0) != p.num_items) {
+      refuse("bias: expected one number an item (" + text(p.num_items) + ")");
+    }
+    p.bias = bias->data();
+  }
+  if (blocked) {
+    if (blocked->ndim() != 1 || blocked->shape(0) != p.num_items) {
+      refuse("blocked: expected one flag an item (" + text(p.num_items) + ")");
+    }
+    p.blocked = blocked->data();
+  }
+  if (seen_values.has_value() != seen_offsets.has_value()) {
+    refuse("seen: values and offsets are needed together");
+  }
+  if (seen_values) {
+    if (seen_values->ndim() != 1 || seen_offsets->ndim() != 1 ||
+        seen_offsets->shape(0) != p.num_queries + 1) {
+      refuse("seen: expected one row a query (" + text(p.num_queries) + ")");
+    }
+    p.seen = {seen_values->data(), seen_offsets->data(), p.num_queries};
+    check_seen(p.seen, seen_values->shape(0), p.num_items);
+    if (seen_values->shape(0) == 0) p.seen = {};
+  }
+  const KernelTable& table = kernels();
+  Array<float> scores({p.num_queries, k});
+  Array<std::int64_t> ids({p.num_queries, k});
+  float* out_scores = scores.mutable_data();
+  std::int64_t* out_ids = ids.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    score_topk(p, threads == 0 ? get_num_threads() : threads, table, out_scores, out_ids);
+  }
+  return py::make_tuple(std::move(scores), std::move(ids));
+}
+
+}  // namespace
+
+void bind_topk(py::module_& m) {
+  m.def("score_topk", &bound_score_topk, py::arg("queries").noconvert(),
+        py::arg("items").noconvert(), py::arg("bias").noconvert(),
+        py::arg("seen_values").noconvert(), py::arg("seen_offsets").noconvert(),
+        py::arg("blocked").noconvert(), py::arg("k"), py::arg("threads") = 0);
+}
+
+}  // namespace seqrec

@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: Apache-2.0
+// Score + bias + exclude + top-k in one pass over the item table.
+//
+//   score[q, i] = sum_d queries[q, d] * items[i, d] + bias[i]
+//
+// A register tile of scores is compared with the thresholds of its queries while it is still in
+// registers, so scores are never written to memory unless one of them can enter a list. Nothing
+// else of an item is looked at (seen, blocked, buffers) before that.
+//
+// Two forms share everything but the tile:
+// * many queries: queries in the lanes, packed once; items are broadcast where they lie;
+// * up to kFewQueries: items in the lanes, transposed four columns at a time in registers.
+//
+// Each score is one chain of fused multiply-adds over d in ascending order (a new chain every
+// kChain terms, the chains added in order), whichever form, tile or thread computes it. A query
+// therefore gets bit for bit the same answer alone and in any batch.
+#pragma once
+
+#include "base/simd.h"
+#include "kernels/topk_select.h"
+#include "kernels/topk_types.h"
+
+namespace seqrec {
+namespace SEQREC_ISA {
+
+template <int W>
+struct Topk {
+  using F = Floats<W>;
+  using I = Ints<W>;
+  using M = Mask<W>;
+
+  static constexpr std::int64_t kFewQueries = 4;
+  static constexpr std::int64_t kChain = 256;
+  static constexpr std::int64_t kChunkFloats = 32 * 1024;  // 128 KiB of items: stays in L2
+
+  static constexpr bool kManyRegisters = W == 16;  // 32 vector registers rather than 16
+  static constexpr int kTallItems = 12;            // items a tile with 1, 2 and 3 query vectors
+  static constexpr int kPairItems = kManyRegisters ? 12 : 6;
+  static constexpr int kWideItems = kManyRegisters ? 8 : 4;
+
+  /// Every tile height divides this, so that whole chunks have no ragged end.
+  static constexpr std::int64_t kChunkStep = 96;
+
+  /// Items scanned for all queries before the next ones are read.
+  static std::int64_t chunk_rows(std::int64_t dim) {
+    const std::int64_t rows = kChunkFloats / dim / kChunkStep * kChunkStep;
+    return rows < kChunkStep ? kChunkStep : rows > 1920 ? 1920 : rows;
+  }
+
+  // ------------------------------------------------------------------------------ begin
+
+  /// Query vectors of the tile that starts at vector `v` of `n`: tiles of up to 3, evenly cut.
+  static SEQREC_INLINE int tile_vectors(std::int64_t v, std::int64_t n) {
+    const std::int64_t left = n - v;
+    return left == 4 ? 2 : left >= 3 ? 3 : static_cast<int>(left);
+  }
+
+  static void begin(const TopkProblem& p, TopkState& s) {
+    for (std::int64_t q = 0; q < s.num_queries; ++q) {
+      s.count[q] = 0;
+      s.threshold[q] = -kInfinity;
+      s.seen_next[q] = p.seen.values ? p.seen.offsets[s.first_query + q] : 0;
+    }
+    if (s.num_queries <= kFewQueries) return;
+    const std::int64_t vectors = (s.num_queries + W - 1) / W;
+    for (std::int64_t q = s.num_queries; q < vectors * W; ++q) s.threshold[q] = kInfinity;
+    const float* queries = p.queries + s.first_query * p.dim;
+    for (std::int64_t v = 0; v < vectors;) {
+      const int wide = tile_vectors(v, vectors) * W;
+      float* to = s.packed + v * W * p.dim;
+      for (std::int64_t lane = 0; lane < wide; ++lane) {
+        const std::int64_t q = v * W + lane;
+        for (std::int64_t d = 0; d < p.dim; ++d) {
+          to[d * wide + lane] = q < s.num_queries ? queries[q * p.dim + d] : 0.0f;
+        }
+      }
+      v += wide / W;
+    }
+  }
+
+  // ------------------------------------------------------------------------------ candidates
+
+  /// Raises the thresholds to what other threads have already found.
+  ///
+  /// Another thread's k-th best score bounds ours from below, but an item of ours with that very
+  /// score may have a lower id, so the bound is the next lower float.
+  static void import_bounds(TopkState& s) {
+    for (std::int64_t q = 0; q < s.num_queries; ++q) {
+      const std::int32_t key =
+          __atomic_load_n(s.shared_bound + s.first_query + q, __ATOMIC_RELAXED);
+      const float value = unordered(key);
+      if (!(value > s.threshold[q])) continue;
+      const float below = value == 0.0f ? -__FLT_MIN__ : unordered(key - 1);
+      if (below > s.threshold[q]) s.threshold[q] = below;
+    }
+  }
+
+  static void export_bound(TopkState& s, std::int64_t q, float value) {
+    std::int32_t* bound = s.shared_bound + s.first_query + q;
+    const std::int32_t key = ordered(value);
+    std::int32_t old = __atomic_load_n(bound, __ATOMIC_RELAXED);
+    while (old < key && !__atomic_compare_exchange_n(bound, &old, key, true, __ATOMIC_RELAXED,
+                                                     __ATOMIC_RELAXED)) {
+    }
+  }
+
+  static SEQREC_NOINLINE void shrink(const TopkProblem& p, TopkState& s, std::int64_t q) {
+    const std::int64_t at = q * s.capacity;
+    const float worst = keep_best<W>(s.scores + at, s.ids + at, s.count[q], p.k);
+    s.count[q] = p.k;
+    if (worst > s.threshold[q]) s.threshold[q] = worst;
+    if (s.shared_bound) export_bound(s, q, worst);
+  }
+
+  static SEQREC_INLINE void push(const TopkProblem& p, TopkState& s, std::int64_t q, float score,
+                                 std::int32_t id) {
+    if (p.seen.values) {
+      const std::int64_t end = p.seen.offsets[s.first_query + q + 1];
+      std::int64_t next = s.seen_next[q];
+      while (next < end && p.seen.values[next] < id) ++next;
+      s.seen_next[q] = next;
+      if (next < end && p.seen.values[next] == id) return;
+    }
+    const std::int64_t n = s.count[q];
+    s.scores[q * s.capacity + n] = score;
+    s.ids[q * s.capacity + n] = id;
+    s.count[q] = n + 1;
+    if (n + 1 == s.capacity && n + 1 > p.k) shrink(p, s, q);
+  }
+
+  /// Items `first .. first + count` of the table, or the ones named by `ids`, side by side.
+  struct Rows {
+    const float* data;
+    const float* bias;        // or null
+    const std::int32_t* ids;  // or null: first, first + 1, …
+    std::int32_t first;
+    std::int64_t count;
+
+    SEQREC_INLINE std::int32_t id(std::int64_t row) const {
+      return ids ? ids[row] : first + static_cast<std::int32_t>(row);
+    }
+  };
+
+  // ------------------------------------------------------------------------------ many queries
+
+  template <int QV, int IR>
+  static SEQREC_NOINLINE void collect_tile(const TopkProblem& p, TopkState& s, std::int64_t q0,
+                                           const Rows& rows, std::int64_t row, std::int64_t valid,
+                                           const F (&score)[IR][QV]) {
+    for (int r = 0; r < IR && r < valid; ++r) {
+      const std::int32_t id = rows.id(row + r);
+      for (int v = 0; v < QV; ++v) {
+        const std::int64_t first = q0 + v * W;
+        std::uint32_t bits = mask_bits<W>(greater<W>(score[r][v], load<W>(s.threshold + first)));
+        const float* values = reinterpret_cast<const float*>(&score[r][v]);
+        for (; bits; bits &= bits - 1) {
+          const int lane = __builtin_ctz(bits);
+          push(p, s, first + lane, values[lane], id);
+        }
+      }
+    }
+  }
+
+  template <int QV, int IR>
+  static SEQREC_INLINE void multiply_tile(const float* packed, const float* rows, std::int64_t dim,
+                                          F (&score)[IR][QV]) {
+    for (std::int64_t from = 0; from < dim; from += kChain) {
+      const std::int64_t to = from + kChain < dim ? from + kChain : dim;
+      F acc[IR][QV] = {};
+      for (std::int64_t d = from; d < to; ++d) {
+        F query[QV];
+        for (int v = 0; v < QV; ++v) query[v] = load<W>(packed + (d * QV + v) * W);
+        for (int r = 0; r < IR; ++r) {
+          const F item = broadcast<W>(rows[r * dim + d]);
+          for (int v = 0; v < QV; ++v) acc[r][v] += query[v] * item;
+        }
+      }
+      if (from == 0) {
+        for (int r = 0; r < IR; ++r) {
+          for (int v = 0; v < QV; ++v) score[r][v] = acc[r][v];
+        }
+      } else {
+        for (int r = 0; r < IR; ++r) {
+          for (int v = 0; v < QV; ++v) score[r][v] += acc[r][v];
+        }
+      }
+    }
+  }
+
+  /// One register tile: IR items against QV vectors of queries.
+  template <int QV, int IR>
+  static SEQREC_INLINE void scan_tile(const TopkProblem& p, TopkState& s, std::int64_t q0,
+                                      const Rows& rows, std::int64_t row, const float* data,
+                                      std::int64_t valid) {
+    F score[IR][QV];
+    multiply_tile<QV, IR>(s.packed + q0 * p.dim, data, p.dim, score);
+    if (rows.bias) {
+      for (int r = 0; r < IR; ++r) {
+        const F bias = broadcast<W>(r < valid ? rows.bias[row + r] : 0.0f);
+        for (int v = 0; v < QV; ++v) score[r][v] += bias;
+      }
+    }
+    M any{};
+    for (int v = 0; v < QV; ++v) {
+      const F threshold = load<W>(s.threshold + q0 + v * W);
+      for (int r = 0; r < IR; ++r) any |= greater<W>(score[r][v], threshold);
+    }
+    if (__builtin_expect(mask_bits<W>(any) != 0, 0)) {
+      F kept[IR][QV];  // a copy, so that `score` itself can live in registers
+      for (int r = 0; r < IR; ++r) {
+        for (int v = 0; v < QV; ++v) kept[r][v] = score[r][v];
+      }
+      collect_tile<QV, IR>(p, s, q0, rows, row, valid, kept);
+    }
+  }
+
+  template <int QV, int IR>
+  static SEQREC_NOINLINE void scan_queries(const TopkProblem& p, TopkState& s, std::int64_t q0,
+                                           const Rows& rows, const float* tail) {
+    std::int64_t row = 0;
+    for (; row + IR <= rows.count; row += IR) {
+      scan_tile<QV, IR>(p, s, q0, rows, row, rows.data + row * p.dim, IR);
+    }
+    for (; row < rows.count; row += IR) {
+      const std::int64_t last = tail_start(rows.count);
+      scan_tile<QV, IR>(p, s, q0, rows, row, tail + (row - last) * p.dim, rows.count - row);
+    }
+  }
+
+  // ------------------------------------------------------------------------------ few queries
+
+  template <int QR, int G>
+  static SEQREC_INLINE void multiply_lanes(const float* const (&query)[QR], const float* rows,
+                                           std::int64_t dim, F (&score)[G][QR]) {
+    for (std::int64_t from = 0; from < dim; from += kChain) {
+      const std::int64_t to = from + kChain < dim ? from + kChain : dim;
+      F acc[G][QR] = {};
+      std::int64_t d = from;
+      for (; d + 4 <= to; d += 4) {
+        for (int g = 0; g < G; ++g) {
+          F column[4];
+          transpose4<W>(rows + g * W * dim + d, dim, column);
+          for (int j = 0; j < 4; ++j) {
+            for (int q = 0; q < QR; ++q) acc[g][q] += broadcast<W>(query[q][d + j]) * column[j];
+          }
+        }
+      }
+      for (; d < to; ++d) {
+        for (int g = 0; g < G; ++g) {
+          F column;
+          for (int i = 0; i < W; ++i) column[i] = rows[(g * W + i) * dim + d];
+          for (int q = 0; q < QR; ++q) acc[g][q] += broadcast<W>(query[q][d]) * column;
+        }
+      }
+      for (int g = 0; g < G; ++g) {
+        for (int q = 0; q < QR; ++q) score[g][q] = from == 0 ? acc[g][q] : score[g][q] + acc[g][q];
+      }
+    }
+  }
+
+  template <int QR, int G>
+  static SEQREC_INLINE void scan_lanes(const TopkProblem& p, TopkState& s, std::int64_t q0,
+                                       const float* const (&query)[QR], const Rows& rows,
+                                       std::int64_t row, const float* data, std::int64_t valid) {
+    F score[G][QR];
+    multiply_lanes<QR, G>(query, data, p.dim, score);
+    for (int g = 0; g < G; ++g) {
+      if (rows.bias) {
+        // The tail is read up to a whole vector only from memory that has this room.
+        const F bias = load<W>(valid < G * W ? s.row_bias + row + g * W : rows.bias + row + g * W);
+        for (int q = 0; q < QR; ++q) score[g][q] += bias;
+      }
+      const std::int64_t left = valid - g * W;
+      if (left <= 0) return;
+      const std::uint32_t real = left >= W ? ~0u : (1u << left) - 1;
+      for (int q = 0; q < QR; ++q) {
+        const F threshold = broadcast<W>(s.threshold[q0 + q]);
+        std::uint32_t bits = mask_bits<W>(greater<W>(score[g][q], threshold)) & real;
+        if (__builtin_expect(bits != 0, 0)) {
+          const F kept = score[g][q];
+          collect_lanes(p, s, q0 + q, rows, row + g * W, bits, kept);
+        }
+      }
+    }
+  }
+
+  static SEQREC_NOINLINE void collect_lanes(const TopkProblem& p, TopkState& s, std::int64_t q,
+                                            const Rows& rows, std::int64_t row, std::uint32_t bits,
+                                            const F& score) {
+    const float* values = reinterpret_cast<const float*>(&score);
+    for (; bits; bits &= bits - 1) {
+      const int lane = __builtin_ctz(bits);
+      // The threshold may have risen since the vector was compared.
+      if (values[lane] > s.threshold[q]) push(p, s, q, values[lane], rows.id(row + lane));
+    }
+  }
+
+  template <int QR>
+  static SEQREC_NOINLINE void scan_items(const TopkProblem& p, TopkState& s, std::int64_t q0,
+                                         const Rows& rows, const float* tail) {
+    constexpr int kItems = QR == 1 ? 32 : 16;
+    constexpr int G = kItems / W;
+    const float* query[QR];
+    for (int q = 0; q < QR; ++q) query[q] = p.queries + (s.first_query + q0 + q) * p.dim;
+    std::int64_t row = 0;
+    for (; row + kItems <= rows.count; row += kItems) {
+      scan_lanes<QR, G>(p, s, q0, query, rows, row, rows.data + row * p.dim, kItems);
+    }
+    for (; row < rows.count; row += kItems) {
+      const std::int64_t last = tail_start(rows.count);
+      scan_lanes<QR, G>(p, s, q0, query, rows, row, tail + (row - last) * p.dim, rows.count - row);
+    }
+  }
+
+  // ------------------------------------------------------------------------------ scan
+
+  /// Rows from here on are also in the padded copy that the last tiles of a chunk read.
+  static SEQREC_INLINE std::int64_t tail_start(std::int64_t count) {
+    return count > kTopkRowPad ? count - kTopkRowPad : 0;
+  }
+
+  static void scan_chunk(const TopkProblem& p, TopkState& s, const Rows& rows, const float* tail) {
+    if (s.num_queries <= kFewQueries) {
+      switch (s.num_queries) {
+        case 1:
+          return scan_items<1>(p, s, 0, rows, tail);
+        case 2:
+          return scan_items<2>(p, s, 0, rows, tail);
+        case 3:
+          return scan_items<3>(p, s, 0, rows, tail);
+        default:
+          return scan_items<4>(p, s, 0, rows, tail);
+      }
+    }
+    const std::int64_t vectors = (s.num_queries + W - 1) / W;
+    for (std::int64_t v = 0; v < vectors;) {
+      const int wide = tile_vectors(v, vectors);
+      switch (wide) {
+        case 1:
+          scan_queries<1, kTallItems>(p, s, v * W, rows, tail);
+          break;
+        case 2:
+          scan_queries<2, kPairItems>(p, s, v * W, rows, tail);
+          break;
+        default:
+          scan_queries<3, kWideItems>(p, s, v * W, rows, tail);
+          break;
+      }
+      v += wide;
+    }
+  }
+
+  /// Scans the items begin .. end for the queries of the state. Calls come in ascending order.
+  static void scan(const TopkProblem& p, TopkState& s, std::int64_t begin, std::int64_t end) {
+    const std::int64_t step = chunk_rows(p.dim);
+    for (std::int64_t from = begin; from < end; from += step) {
+      const std::int64_t to = from + step < end ? from + step : end;
+      if (s.shared_bound) import_bounds(s);
+      Rows rows = {p.items + from * p.dim, p.bias ? p.bias + from : nullptr, nullptr,
+                   static_cast<std::int32_t>(from), to - from};
+      if (p.blocked) gather_open(p, s, from, to, rows);
+      if (rows.count == 0) continue;
+      scan_chunk(p, s, rows, copy_tail(p, s, rows));
+    }
+  }
+
+  /// Lays the rows that are not blocked side by side, if any is blocked.
+  static void gather_open(const TopkProblem& p, TopkState& s, std::int64_t from, std::int64_t to,
+                          Rows& rows) {
+    std::int64_t open = 0;
+    for (std::int64_t i = from; i < to; ++i) {
+      s.row_ids[open] = static_cast<std::int32_t>(i);
+      open += p.blocked[i] == 0;
+    }
+    if (open == to - from) return;
+    for (std::int64_t i = 0; i < open; ++i) {
+      const std::int64_t id = s.row_ids[i];
+      __builtin_memcpy(s.rows + i * p.dim, p.items + id * p.dim,
+                       static_cast<std::size_t>(p.dim) * sizeof(float));
+      if (p.bias) s.row_bias[i] = p.bias[id];
+    }
+    rows = {s.rows, p.bias ? s.row_bias : nullptr, s.row_ids, 0, open};
+  }
+
+  /// A copy of the last rows of a chunk, with room for whole tiles after them.
+  ///
+  /// What lies in that room is finite or not, it does not matter: no tile uses those scores.
+  static const float* copy_tail(const TopkProblem& p, TopkState& s, const Rows& rows) {
+    if (rows.count % kChunkStep == 0) return nullptr;
+    const std::int64_t start = tail_start(rows.count);
+    float* tail = s.rows + start * p.dim;
+    if (rows.data != s.rows) {
+      const std::size_t size = static_cast<std::size_t>((rows.count - start) * p.dim);
+      __builtin_memcpy(tail, rows.data + start * p.dim, size * sizeof(float));
+      if (rows.bias) {
+        for (std::int64_t i = start; i < rows.count; ++i) s.row_bias[i] = rows.bias[i];
+      }
+    }
+    for (std::int64_t i = 0; i < kTopkRowPad * p.dim; ++i) {
+      s.rows[rows.count * p.dim + i] = 0.0f;
+    }
+    for (std::int64_t i = 0; i < kTopkRowPad; ++i) s.row_bias[rows.count + i] = 0.0f;
+    return tail;
+  }
+};
+
+}  // namespace SEQREC_ISA
+}  // namespace seqrec

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the top-k kernel and those who call it share: plain data, no functions.
+#pragma once
+
+#include <cstdint>
+
+#include "base/jagged.h"
+
+namespace seqrec {
+
+/// Score every item for every query and keep the best `k`.
+struct TopkProblem {
+  const float* queries;           // [num_queries, dim]
+  const float* items;             // [num_items, dim]
+  const float* bias;              // [num_items], added to the scores, or null
+  const std::uint8_t* blocked;    // [num_items], not 0 = hidden from all queries, or null
+  JaggedView<std::int32_t> seen;  // a row a query, ascending: hidden from it; values may be null
+  std::int64_t num_queries;
+  std::int64_t num_items;  // below 2^31
+  std::int64_t dim;        // at least 1
+  std::int64_t k;          // at least 1
+};
+
+/// The memory of one thread while it scans items for the queries first_query .. + num_queries.
+///
+/// Candidates of a query lie in order of ascending item until the buffer is full; then the best k
+/// stay, and the k-th of them becomes the threshold that later scores have to beat.
+struct TopkState {
+  std::int64_t first_query;
+  std::int64_t num_queries;
+  std::int64_t capacity;    // candidates a query, a multiple of kTopkPad, above k or >= num_items
+  float* packed;            // [padded_queries, dim], in the order that the kernel reads
+  float* threshold;         // [padded_queries]
+  float* scores;            // [num_queries, capacity]
+  std::int32_t* ids;        // [num_queries, capacity]
+  std::int64_t* count;      // [num_queries]
+  std::int64_t* seen_next;  // [num_queries]: the next of `seen` that the scan can meet
+  float* rows;              // [chunk_rows + kTopkRowPad, dim]
+  float* row_bias;          // [chunk_rows + kTopkRowPad]
+  std::int32_t* row_ids;    // [chunk_rows + kTopkRowPad]
+  std::int32_t* shared_bound;  // [all queries of the problem], or null when one thread works alone
+};
+
+inline constexpr std::int64_t kTopkPad = 16;     // the widest vector, in floats
+inline constexpr std::int64_t kTopkRowPad = 32;  // the most items in one register tile
+inline constexpr std::int64_t kTopkQueryPad = 48;
+
+}  // namespace seqrec

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native kernels, with their arguments checked: numpy in, numpy out, no torch.
+
+Everything above calls the kernels through this module. It turns what it is given into contiguous
+arrays of the right type (a copy only where needed), names the argument that cannot be used, and
+leaves the work to ``seqrec_fast._C``. The interpreter lock is released while a kernel runs, and
+every function may be called from many threads at once.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, SupportsIndex, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seqrec_fast import _C
+from seqrec_fast.errors import InputError
+from seqrec_fast.jagged import JaggedBatch
+
+__all__ = [
+    "Operation",
+    "build_info",
+    "cpu_features",
+    "get_num_threads",
+    "operations",
+    "score_topk",
+    "set_num_threads",
+]
+
+MAX_THREADS = 1024
+
+
+def score_topk(
+    queries: ArrayLike,
+    items: ArrayLike,
+    k: int,
+    *,
+    bias: ArrayLike | None = None,
+    seen: JaggedBatch[Any] | None = None,
+    blocked: ArrayLike | None = None,
+    threads: int | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The ``k`` best items of every query by inner product, found in one pass over the items.
+
+    ``score[q, i] = queries[q] · items[i] + bias[i]``, in float32. Items come by descending score,
+    at equal scores the lower index first. Blocked and seen items and scores that are NaN or -inf
+    are never chosen. The answer to a query depends neither on the number of threads nor on the
+    queries beside it.
+
+    Args:
+        queries: float ``[queries, dim]``.
+        items: float ``[items, dim]``.
+        k: how many items a query gets, at least 1; may exceed the number of items.
+        bias: float ``[items]``, added to the scores.
+        seen: int, one row a query: item indices hidden from that query, in any order.
+        blocked: bool or uint8 ``[items]``: where true, hidden from all queries.
+        threads: cores to use at most; ``None`` takes :func:`get_num_threads`.
+
+    Returns:
+        Scores float32 ``[queries, k]`` and item indices int64 ``[queries, k]``, filled up with
+        ``-inf`` and ``-1`` where fewer items can be chosen.
+
+    Raises:
+        InputError: an argument has the wrong type, shape or range; the message names it.
+    """
+    query_rows = _matrix("queries", queries)
+    item_rows = _matrix("items", items)
+    seen_values, seen_offsets = _seen_rows(seen)
+    try:
+        return _C.score_topk(
+            query_rows,
+            item_rows,
+            None if bias is None else _floats("bias", bias),
+            seen_values,
+            seen_offsets,
+            None if blocked is None else _flags(blocked),
+            _integer("k", k),
+            0 if threads is None else _thread_count(threads),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def build_info() -> dict[str, Any]:
+    """How the native code was built and which instruction set it uses here.
+
+    Returns:
+        ``version``, ``compiler``, ``cxx_standard``, ``flags``, ``isa_compiled``,
+        ``isa_supported`` (by this processor), ``isa`` (in use) and ``lanes`` (floats a register).
+
+    Raises:
+        InputError: ``SEQREC_FAST_ISA`` is not one of baseline, avx2, avx512.
+    """
+    try:
+        return _C.build_info()
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Names of the processor features that the kernels could use, e.g. ``"avx2"``."""
+    return tuple(_C.cpu_features())
+
+
+def get_num_threads() -> int:
+    """Cores that a native call may use; at first, all that the process may run on."""
+    return _C.get_num_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Sets how many cores a native call may use, for the whole process.
+
+    Args:
+        threads: 1 to 1024.
+
+    Raises:
+        InputError: ``threads`` is not such a number.
+    """
+    _C.set_num_threads(_thread_count(threads))
+
+
+# ------------------------------------------------------------------------------- what exists
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation on one backend.
+
+    Attributes:
+        name: the operation, e.g. ``"topk"``.
+        backend: ``"reference"`` (plain torch) or ``"native"`` (this library, CPU).
+        available: whether it can be used here.
+        reason: why not, or how it runs.
+    """
+
+    name: str
+    backend: str
+    available: bool
+    reason: str
+
+
+_REFERENCES = ("recurrent", "attention", "cross_entropy", "topk")
+_NATIVE = ("topk",)
+
+
+def operations() -> tuple[Operation, ...]:
+    """Every operation on every backend: whether it can be used here, and why not.
+
+    Looks whether torch is installed without importing it.
+    """
+    found: list[Operation] = []
+    has_torch = find_spec("torch") is not None
+    for name in _REFERENCES:
+        reason = "plain torch" if has_torch else "torch is not installed: pip install '.[train]'"
+        found.append(Operation(name, "reference", has_torch, reason))
+        native = name in _NATIVE
+        how = f"{build_info()['isa']} kernels" if native else "runs by the reference"
+        found.append(Operation(name, "native", native, how))
+    return tuple(found)
+
+
+# ------------------------------------------------------------------------------- arguments
+
+
+def _floats(name: str, value: ArrayLike) -> NDArray[np.float32]:
+    if type(value) is np.ndarray and value.dtype == np.float32 and value.flags.c_contiguous:
+        return cast("NDArray[np.float32]", value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: expected an array of numbers, found uneven rows") from None
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name}: expected floating-point numbers, found {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
+
+
+def _matrix(name: str, value: ArrayLike) -> NDArray[np.float32]:
+    array = _floats(name, value)
+    if array.ndim != 2:
+        raise InputError(f"{name}: expected two dimensions [rows, dim], found shape {array.shape}")
+    return array
+
+
+def _flags(blocked: ArrayLike) -> NDArray[np.uint8]:
+    array = np.asarray(blocked)
+    if array.dtype not in (np.bool_, np.uint8):
+        raise InputError(
+            f"blocked: expected bool or uint8, one flag an item, found {array.dtype}; "
+            "an array of item indices is not accepted here"
+        )
+    return np.ascontiguousarray(array).view(np.uint8).reshape(array.shape)
+
+
+def _seen_rows(
+    seen: JaggedBatch[Any] | None,
+) -> tuple[NDArray[np.int32] | None, NDArray[np.int64] | None]:
+    if seen is None:
+        return None, None
+    if not isinstance(seen, JaggedBatch):
+        raise InputError(f"seen: expected a JaggedBatch, found {type(seen).__name__}")
+    if seen.is_torch:
+        raise InputError("seen: expected numpy arrays, found torch tensors; call to_numpy() first")
+    values = np.asarray(seen.values)
+    if values.ndim != 1:
+        raise InputError(f"seen: expected one item index a value, found shape {values.shape}")
+    if values.dtype != np.int32:
+        if values.dtype.kind not in "iu" and values.size:
+            raise InputError(f"seen: expected integer item indices, found {values.dtype}")
+        wide = values.astype(np.int64)
+        # A value beyond int32 stays out of range, so that it is refused and not wrapped around.
+        values = np.clip(wide, -1, np.iinfo(np.int32).max).astype(np.int32)
+    return np.ascontiguousarray(values), np.ascontiguousarray(seen.offsets, dtype=np.int64)
+
+
+def _integer(name: str, value: SupportsIndex) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name}: expected a whole number, found {value!r}") from None
+    if isinstance(value, (bool, np.bool_)) or not 1 <= number < 2**62:
+        raise InputError(f"{name}: expected a whole number of at least 1, found {value!r}")
+    return number
+
+
+def _thread_count(threads: SupportsIndex) -> int:
+    number = _integer("threads", threads)
+    if number > MAX_THREADS:
+        raise InputError(f"threads: expected 1 to {MAX_THREADS}, found {number}")
+    return number
