@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What callers hand in (histories, allow and deny lists of raw ids), checked and made dense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec_fast.errors import InputError
+from seqrec_fast.jagged import JaggedBatch
+
+if TYPE_CHECKING:
+    from seqrec_fast.data.vocabulary import Vocabulary
+
+__all__ = ["Filter", "Histories", "parse_filter", "parse_histories", "parse_ids", "whole_number"]
+
+_REMEDY = "give a list of lists of ids, one inner list a user: [['a', 'b'], ['c']]"
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Histories as item indices.
+
+    Attributes:
+        known: int32 item indices, one row a user, in the order given; unknown ids left out.
+        unknown: the ids of each user that the vocabulary does not hold, as they were given.
+    """
+
+    known: JaggedBatch[Any]
+    unknown: list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """An allow or a deny list.
+
+    Attributes:
+        common: item indices (sorted, each once) for all users, or ``None``.
+        per_user: the same for each user, ``None`` for a user without a list of their own; or
+            ``None`` where there is one list for all.
+        unknown: for each user, the ids of the list that the vocabulary does not hold.
+    """
+
+    common: NDArray[np.int32] | None
+    per_user: list[NDArray[np.int32] | None] | None
+    unknown: list[tuple[Any, ...]]
+
+
+def parse_histories(given: Any, vocabulary: Vocabulary) -> Histories:
+    """Checks the histories of a request and looks their ids up.
+
+    Args:
+        given: one sequence of raw ids a user, oldest first; a sequence may be empty.
+        vocabulary: the items of the model.
+
+    Raises:
+        InputError: one history, or a text, where a list of histories is expected.
+    """
+    if isinstance(given, (str, bytes, Mapping, Set)) or not isinstance(given, Iterable):
+        raise InputError(f"histories: found {_shown(given)}; {_REMEDY}")
+    rows: list[list[Any]] = []
+    for number, row in enumerate(given):
+        if isinstance(row, (str, bytes)) or not isinstance(row, Iterable):
+            raise InputError(
+                f"histories: entry {number} is {_shown(row)}, which is not a history; {_REMEDY}"
+            )
+        if isinstance(row, (Mapping, Set)):
+            raise InputError(
+                f"histories: entry {number} is a {type(row).__name__}, which has no order; give "
+                f"the ids as a list, oldest first"
+            )
+        rows.append(_row(row))
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    flat = [raw for row in rows for raw in row]
+    indices = vocabulary.encode(flat)
+    there = indices >= 0
+    if there.all():
+        return Histories(JaggedBatch.from_lengths(indices, lengths), [()] * len(rows))
+    owner = np.repeat(np.arange(len(rows)), lengths)
+    known = np.bincount(owner[there], minlength=len(rows))
+    unknown: list[tuple[Any, ...]] = [()] * len(rows)
+    for at in np.flatnonzero(~there).tolist():
+        unknown[owner[at]] += (flat[at],)
+    return Histories(JaggedBatch.from_lengths(indices[there], known), unknown)
+
+
+def parse_ids(name: str, given: Any, vocabulary: Vocabulary) -> tuple[NDArray[np.int32], list[Any]]:
+    """One flat list of raw ids.
+
+    Args:
+        name: the argument, for the message.
+        given: any iterable of raw ids.
+        vocabulary: the items of the model.
+
+    Returns:
+        int32 ``[n]`` indices with -1 for unknown ids, and the ids as a list.
+
+    Raises:
+        InputError: a text, a single id, or a nested list.
+    """
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise InputError(f"{name}: found {_shown(given)}; give a list of ids: ['a', 'b']")
+    ids = _row(given)
+    for number, raw in enumerate(ids):
+        if _is_list(raw):
+            raise InputError(
+                f"{name}: entry {number} is {_shown(raw)}, which is not an id; give a flat list of "
+                f"ids: ['a', 'b']"
+            )
+    return vocabulary.encode(ids), ids
+
+
+def parse_filter(name: str, given: Any, users: int, vocabulary: Vocabulary) -> Filter:
+    """Checks an allow or deny list: one for all users, or a list with one of them a user.
+
+    Args:
+        name: the argument, for the message.
+        given: ids, or one iterable of ids (or ``None``) a user, or ``None`` for no list at all.
+        users: number of users of the request.
+        vocabulary: the items of the model.
+
+    Raises:
+        InputError: a text, a mix of both forms, or another number of lists than users.
+    """
+    if given is None:
+        return Filter(None, None, [()] * users)
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise InputError(
+            f"{name}: found {_shown(given)}; give a list of ids, or one list of ids a user"
+        )
+    entries = _row(given)
+    nested = [entry is None or _is_list(entry) for entry in entries]
+    if not any(nested):
+        common, missing = _indices(name, entries, vocabulary)
+        return Filter(common, None, [missing] * users)
+    if not all(nested):
+        raise InputError(
+            f"{name}: entry {nested.index(False)} is an id and another entry is a list; give "
+            f"either a list of ids for all users or one list of ids a user"
+        )
+    if len(entries) != users:
+        raise InputError(
+            f"{name}: {len(entries)} lists for {users} users; give one a user (None for no list), "
+            f"or a flat list of ids for all"
+        )
+    per_user: list[NDArray[np.int32] | None] = []
+    unknown: list[tuple[Any, ...]] = []
+    for number, entry in enumerate(entries):
+        if entry is None:
+            per_user.append(None)
+            unknown.append(())
+            continue
+        found, missing = _indices(f"{name}, user {number}", entry, vocabulary)
+        per_user.append(found)
+        unknown.append(missing)
+    return Filter(None, per_user, unknown)
+
+
+def whole_number(name: str, given: Any) -> int:
+    """Checks a count.
+
+    Raises:
+        InputError: not a whole number of at least 1.
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
+        raise InputError(f"{name}: must be a whole number of at least 1, found {_shown(given)}")
+    return int(given)
+
+
+def _indices(
+    name: str, given: Iterable[Any], vocabulary: Vocabulary
+) -> tuple[NDArray[np.int32], tuple[Any, ...]]:
+    indices, ids = parse_ids(name, given, vocabulary)
+    missing = tuple(ids[at] for at in np.flatnonzero(indices < 0).tolist())
+    return np.unique(indices[indices >= 0]), missing
+
+
+def _row(given: Iterable[Any]) -> list[Any]:
+    return given.tolist() if isinstance(given, np.ndarray) else list(given)
+
+
+def _is_list(entry: Any) -> bool:
+    return isinstance(entry, Iterable) and not isinstance(entry, (str, bytes))
+
+
+def _shown(given: Any) -> str:
+    text = repr(given)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return f"{text} ({type(given).__name__})".replace("\n", " ")

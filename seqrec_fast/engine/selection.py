@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From user embeddings to the best items that the filters leave."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec_fast.engine.requests import Filter
+from seqrec_fast.jagged import JaggedBatch
+from seqrec_fast.native import score_topk
+
+__all__ = ["Scorer", "best", "select"]
+
+Scores = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+# A user's own allow list of up to this share of the catalogue is scored by gathering its items;
+# a longer one by a mask over all of them, which needs one byte an item instead of a vector.
+_GATHER_SHARE = 8
+
+
+class Scorer(NamedTuple):
+    """Scores are ``queries @ items.T + bias``: float32 ``[n, dim]`` and ``[n]`` or ``None``."""
+
+    items: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+
+
+def select(
+    scorer: Scorer,
+    queries: NDArray[np.float32],
+    k: int,
+    seen: JaggedBatch[Any] | None,
+    allowed: Filter,
+    denied: Filter,
+    users: NDArray[np.int64],
+    threads: int | None,
+) -> tuple[Scores, Ids]:
+    """The best ``k`` items of each query.
+
+    Args:
+        scorer: items to choose from.
+        queries: float32 ``[rows, dim]``.
+        k: at most the number of items.
+        seen: int32 item indices to leave out, one row a query, or ``None``.
+        allowed: allow lists of the whole request.
+        denied: deny lists of the whole request.
+        users: int64 ``[rows]``, each query's place in the request (for lists of one user).
+        threads: cores to use.
+
+    Returns:
+        Scores float32 ``[rows, k]`` descending and ids int64 ``[rows, k]``; minus infinity and -1
+        where nothing is left. Equal scores stand by ascending id.
+    """
+    blocked = _common_mask(len(scorer.items), allowed.common, denied.common)
+    excluded = _excluded(len(queries), seen, denied, users)
+    if allowed.per_user is None:
+        return _topk(scorer, queries, k, excluded, blocked, threads)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    ids = np.full((len(queries), k), -1, dtype=np.int64)
+    for wanted, rows in _groups(allowed.per_user, users):
+        part = queries[rows], excluded.select(rows)
+        if wanted is None:
+            scores[rows], ids[rows] = _topk(scorer, part[0], k, part[1], blocked, threads)
+        elif len(wanted) * _GATHER_SHARE > len(scorer.items):
+            mask = _common_mask(len(scorer.items), wanted, None)
+            if blocked is not None and mask is not None:
+                mask |= blocked
+            scores[rows], ids[rows] = _topk(scorer, part[0], k, part[1], mask, threads)
+        else:
+            if blocked is not None:
+                wanted = wanted[blocked[wanted] == 0]
+            found, chosen = _among(scorer, part[0], k, part[1], wanted, threads)
+            scores[rows, : found.shape[1]], ids[rows, : found.shape[1]] = found, chosen
+    return scores, ids
+
+
+def best(scores: Scores, count: int) -> Ids:
+    """Indices of the ``count`` largest entries, descending, equal ones by ascending index.
+
+    Args:
+        scores: float32 ``[n]`` without NaN.
+        count: at most ``n``.
+    """
+    if count < 1:
+        return np.empty(0, dtype=np.int64)
+    last = np.partition(scores, len(scores) - count)[len(scores) - count]
+    candidates = np.flatnonzero(scores >= last)
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:count]]
+
+
+def _topk(
+    scorer: Scorer,
+    queries: NDArray[np.float32],
+    k: int,
+    excluded: JaggedBatch[Any],
+    blocked: NDArray[np.uint8] | None,
+    threads: int | None,
+) -> tuple[Scores, Ids]:
+    return score_topk(
+        queries,
+        scorer.items,
+        k,
+        bias=scorer.bias,
+        seen=excluded,
+        blocked=blocked,
+        threads=threads,
+    )
+
+
+def _among(
+    scorer: Scorer,
+    queries: NDArray[np.float32],
+    k: int,
+    excluded: JaggedBatch[Any],
+    wanted: NDArray[np.int32],
+    threads: int | None,
+) -> tuple[Scores, Ids]:
+    """The best of a few items, which are gathered first; ``wanted`` ascends, so ties stay."""
+    if not len(wanted):
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    few = Scorer(scorer.items[wanted], None if scorer.bias is None else scorer.bias[wanted])
+    place = np.searchsorted(wanted, excluded.values)
+    place[place == len(wanted)] = 0
+    inside = wanted[place] == excluded.values
+    owner = np.repeat(np.arange(len(excluded)), excluded.lengths)
+    kept = np.bincount(owner[inside], minlength=len(excluded))
+    there = JaggedBatch.from_lengths(place[inside].astype(np.int32), kept)
+    scores, ids = _topk(few, queries, min(k, len(wanted)), there, None, threads)
+    return scores, np.where(ids >= 0, wanted[ids].astype(np.int64), -1)
+
+
+def _common_mask(
+    items: int, allow: NDArray[np.int32] | None, deny: NDArray[np.int32] | None
+) -> NDArray[np.uint8] | None:
+    """uint8 ``[items]``, 1 where no user may get the item; ``None`` where nothing is blocked."""
+    if allow is None and (deny is None or not len(deny)):
+        return None
+    mask = np.zeros(items, dtype=np.uint8)
+    if allow is not None:
+        mask[:] = 1
+        mask[allow] = 0
+    if deny is not None:
+        mask[deny] = 1
+    return mask
+
+
+def _excluded(
+    rows: int, seen: JaggedBatch[Any] | None, denied: Filter, users: NDArray[np.int64]
+) -> JaggedBatch[Any]:
+    """int32 items to leave out for each query: what was seen, and the user's own deny list."""
+    nothing = JaggedBatch.from_lengths(np.empty(0, np.int32), np.zeros(rows, np.int64))
+    seen = nothing if seen is None else seen
+    if denied.per_user is None:
+        return seen
+    parts: list[NDArray[np.int32]] = []
+    lengths = np.zeros(rows, dtype=np.int64)
+    for row, (history, user) in enumerate(zip(seen, users.tolist(), strict=True)):
+        own = denied.per_user[user]
+        parts.append(history)
+        lengths[row] = len(history)
+        if own is not None:
+            parts.append(own)
+            lengths[row] += len(own)
+    return JaggedBatch.from_lengths(np.concatenate(parts).astype(np.int32, copy=False), lengths)
+
+
+def _groups(
+    lists: list[NDArray[np.int32] | None], users: NDArray[np.int64]
+) -> list[tuple[NDArray[np.int32] | None, NDArray[np.int64]]]:
+    """Rows that share one allow list, so that each list costs one call."""
+    rows: dict[bytes | None, list[int]] = {}
+    which: dict[bytes | None, NDArray[np.int32] | None] = {}
+    for row, user in enumerate(users.tolist()):
+        wanted = lists[user]
+        key = None if wanted is None else wanted.tobytes()
+        rows.setdefault(key, []).append(row)
+        which[key] = wanted
+    return [(which[key], np.array(found, dtype=np.int64)) for key, found in rows.items()]
