@@ -277,9 +277,11 @@ def _as_integer(value: Any) -> int | None:
         return None
     if isinstance(value, str):
         return int(value) if is_canonical_integer(value) else None
-    if not isinstance(value, int | np.integer):
-        if not isinstance(value, float | np.floating) or not float(value).is_integer():
+    if isinstance(value, float | np.floating):
+        if not float(value).is_integer():
             return None
+    elif not isinstance(value, int | np.integer):
+        return None
     number = int(value)
     return number if _INT64.min <= number <= _INT64.max else None
 
