@@ -17,7 +17,7 @@ from seqrec_fast.data.clean import MISSING, Events
 from seqrec_fast.data.readers import Relation
 from seqrec_fast.data.times import time_expression
 from seqrec_fast.data.vocabulary import Vocabulary, is_canonical_integer
-from seqrec_fast.data.workspace import Workspace, quoted, translated
+from seqrec_fast.data.workspace import Workspace, quoted
 from seqrec_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _filled(workspace: Workspace, relation: Relation, role: str, expression: str
     if role == "time":
         return f"coalesce({expression}, {int(fill)}::BIGINT)"
     if role in ("user", "item"):
-        kind = workspace.run(f"DESCRIBE SELECT {expression} FROM {relation.sql}").fetchall()[0][1]
+        kind = workspace.run(f"DESCRIBE SELECT {expression} FROM {relation.sql}")[0][1]
         if kind == "BIGINT" and is_canonical_integer(str(fill)):
             return f"coalesce({expression}, {int(fill)}::BIGINT)"
     return f"coalesce(({expression})::VARCHAR, {quoted(str(fill))})"
@@ -233,7 +233,7 @@ def _dictionary(
         f' AS code FROM (SELECT {expression} AS id, min("row") AS begin FROM {relation.sql} '
         f"GROUP BY ALL) WHERE id IS NOT NULL"
     )
-    kind = workspace.run(f"DESCRIBE SELECT id FROM {role}_codes").fetchall()[0][1]
+    kind = workspace.run(f"DESCRIBE SELECT id FROM {role}_codes")[0][1]
     selected = "id"
     if kind == "VARCHAR" and role != "event":
         canonical, blank = workspace.row(
@@ -247,10 +247,7 @@ def _dictionary(
                 f"{role}: {blank:,} ids of the column {column!r} begin or end with a space; they "
                 f"are kept as they are"
             )
-    with translated():
-        table: Any = workspace.connection.sql(
-            f"SELECT {selected} FROM {role}_codes ORDER BY code"
-        ).to_arrow_table()
+    table = workspace.arrow(f"SELECT {selected} FROM {role}_codes ORDER BY code")
     return table.column(0).combine_chunks()
 
 
@@ -292,10 +289,8 @@ def _fetch(
     )
     # The order of the answer means nothing: rows are put in place by number.
     workspace.run("SET preserve_insertion_order = false")
-    with translated():
-        reader: Any = workspace.connection.sql(sql).to_arrow_reader(_ROWS_PER_BATCH)
-        for batch in reader:
-            place = batch.column(0).to_numpy()
-            for target, column in zip(targets.values(), batch.columns[1:], strict=True):
-                target[place] = column.to_numpy()
+    for batch in workspace.batches(sql, _ROWS_PER_BATCH):
+        place = batch.column(0).to_numpy()
+        for target, column in zip(targets.values(), batch.columns[1:], strict=True):
+            target[place] = column.to_numpy()
     return Events(**targets)

@@ -13,7 +13,7 @@ from seqrec_fast.data.item_source import ItemSource, open_item_table, table_from
 from seqrec_fast.data.recognition import ROLES, choose_columns
 from seqrec_fast.data.sequence_files import SequenceLayout, find_first
 from seqrec_fast.data.sniffing import Head, TextLayout, find_format, find_layout, read_head
-from seqrec_fast.data.workspace import BadEncoding, open_workspace, parse_memory, translated
+from seqrec_fast.data.workspace import BadEncoding, open_workspace, parse_memory
 from seqrec_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,12 +92,10 @@ class Log:
         if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
             raise InputError(f"rows: must be an integer of at least 1, found {rows!r}")
         roles = tuple(self.columns)
-        with open_workspace(self.memory, self.threads) as workspace, translated():
+        with open_workspace(self.memory, self.threads) as workspace:
             relation = open_relation(workspace, self, roles, limit=rows)
             names = ", ".join(f'"{role}"' for role in roles)
-            found = workspace.run(
-                f'SELECT {names} FROM {relation.sql} ORDER BY "row" LIMIT {rows}'
-            ).fetchall()
+            found = workspace.run(f'SELECT {names} FROM {relation.sql} ORDER BY "row" LIMIT {rows}')
         return [dict(zip(roles, row, strict=True)) for row in found]
 
 

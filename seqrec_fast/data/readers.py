@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from seqrec_fast.data.sequence_files import read_batches
 from seqrec_fast.data.sniffing import TextLayout, open_text
-from seqrec_fast.data.workspace import BadEncoding, BadNewlines, Workspace, quoted, translated
+from seqrec_fast.data.workspace import BadEncoding, BadNewlines, Workspace, quoted
 from seqrec_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def open_relation(
         sql, notes = _from_sequences(workspace, log, roles)
     else:
         sql, notes = _from_text(workspace, log, roles, limit)
-    described = workspace.run(f"DESCRIBE SELECT * FROM {sql}").fetchall()
+    described = workspace.run(f"DESCRIBE SELECT * FROM {sql}")
     types = {str(row[0]): str(row[1]).upper() for row in described if row[0] != "row"}
     typed = log.table is not None or log.format == "parquet"
     return Relation(sql, types, typed, notes)
@@ -80,8 +80,7 @@ def _from_memory(workspace: Workspace, log: Log, roles: Sequence[str]) -> str:
     assert log.table is not None
     numbers = pa.array(np.arange(log.table.num_rows, dtype=np.int64))
     table = log.table.select(list(roles)).append_column("row", numbers)
-    with translated():
-        workspace.connection.register("columns_in_memory", table)
+    workspace.register("columns_in_memory", table)
     return "columns_in_memory"
 
 
@@ -237,8 +236,7 @@ def _insert_sequences(
     workspace.run("DROP TABLE IF EXISTS sequence_rows")
     created = False
     for batch in read_batches(log.files, encodings, log.sequences, counts):
-        with translated():
-            workspace.connection.register("batch", batch)
+        workspace.register("batch", batch)
         verb = "INSERT INTO sequence_rows" if created else "CREATE TABLE sequence_rows AS"
         workspace.run(f"{verb} SELECT * FROM batch")
         created = True

@@ -9,10 +9,12 @@ import gzip
 import io
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from seqrec_fast.data.recognition import looks_like_header
 from seqrec_fast.errors import InputError
@@ -146,21 +148,24 @@ def _decode_head(raw: bytes, encoding: str | None, whole: bool, path: Path) -> t
         ) from error
 
 
-def open_text(path: Path, encoding: str) -> io.TextIOWrapper:
-    """Opens a text file, compressed or not, with universal line ends.
+@contextmanager
+def open_text(path: Path, encoding: str) -> Iterator[TextIO]:
+    """Opens a text file, compressed or not, with universal line ends, for a ``with`` block.
 
     Raises:
         InputError: the file cannot be opened.
     """
-    try:
-        raw = open(path, "rb")
-        start = raw.peek(2)[:2]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
     if encoding == "utf-8":
         encoding = "utf-8-sig"  # takes away a byte order mark, if there is one
-    stream: Any = gzip.open(raw) if start == b"\x1f\x8b" else raw
-    return io.TextIOWrapper(stream, encoding=encoding)
+    try:
+        raw = open(path, "rb")  # noqa: SIM115  (closed below; errors of the block are not ours)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
+    with raw:
+        gzipped = raw.peek(2)[:2] == b"\x1f\x8b"
+        stream: Any = gzip.GzipFile(fileobj=raw) if gzipped else raw
+        with io.TextIOWrapper(stream, encoding=encoding) as text:
+            yield text
 
 
 # -------------------------------------------------------------------- format
@@ -217,7 +222,7 @@ def is_pairs(lines: Sequence[str]) -> bool:
     if len(words) < 2 or any(len(line) != 2 for line in words):
         return False
     firsts = [line[0] for line in words]
-    runs = 1 + sum(a != b for a, b in zip(firsts, firsts[1:], strict=False))
+    runs = 1 + sum(a != b for a, b in pairwise(firsts))
     return runs < len(firsts) * 0.9 and runs <= len(set(firsts)) * 1.5
 
 

@@ -11,9 +11,8 @@ from seqrec_fast.errors import InputError
 __all__ = ["time_expression", "unit_of"]
 
 _NUMBERS = frozenset(
-    ["TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"]
-    + ["UBIGINT", "HUGEINT", "FLOAT", "DOUBLE"]
-)
+    ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "UTINYINT")
+) | {"USMALLINT", "UINTEGER", "UBIGINT"}
 # largest median of each unit: 1e11 s is the year 5138, 1e11 ms is 1973
 _UNITS = (
     ("seconds", 1e11, 1_000_000.0),

@@ -243,7 +243,7 @@ class Vocabulary:
         """
         names = set(tensors)
         if names == {"ids"}:
-            ids = tensors["ids"]
+            ids: Any = tensors["ids"]
             if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.ndim != 1:
                 raise InputError("vocabulary: the array 'ids' must be int64 of one dimension")
             return cls(ids)

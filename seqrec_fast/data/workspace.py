@@ -44,17 +44,33 @@ class Workspace:
     connection: duckdb.DuckDBPyConnection
     folder: Path
 
-    def run(self, sql: str, parameters: list[Any] | None = None) -> duckdb.DuckDBPyConnection:
-        """Runs one statement; errors of the engine become one line for the user."""
-        with translated():
-            return self.connection.execute(sql, parameters)
+    def run(self, sql: str) -> list[tuple[Any, ...]]:
+        """Runs one statement and returns all rows of its answer, which should be few.
 
-    def row(self, sql: str, parameters: list[Any] | None = None) -> tuple[Any, ...]:
-        """The one row that a query returns."""
+        Raises:
+            InputError: the engine refused; what it said, in one line.
+        """
         with translated():
-            row = self.connection.execute(sql, parameters).fetchone()
-        assert row is not None  # callers ask for aggregates, which always give a row
-        return tuple(row)
+            return [tuple(row) for row in self.connection.execute(sql).fetchall()]
+
+    def row(self, sql: str) -> tuple[Any, ...]:
+        """The one row that a query for aggregates returns (see :meth:`run`)."""
+        return self.run(sql)[0]
+
+    def arrow(self, sql: str) -> Any:
+        """The answer of a query as a ``pyarrow.Table``."""
+        with translated():
+            return self.connection.sql(sql).to_arrow_table()
+
+    def batches(self, sql: str, rows: int) -> Iterator[Any]:
+        """The answer of a query as ``pyarrow.RecordBatch`` of about ``rows`` rows, as they come."""
+        with translated():
+            yield from self.connection.sql(sql).to_arrow_reader(rows)
+
+    def register(self, name: str, table: Any) -> None:
+        """Makes an Arrow table selectable under a name, in place of an earlier one."""
+        with translated():
+            self.connection.register(name, table)
 
 
 @contextmanager
