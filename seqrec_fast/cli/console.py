@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: how errors, tables and JSON are printed, how outputs are checked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqrec_fast.errors import InputError
+
+__all__ = [
+    "check_output",
+    "check_threads",
+    "cutoffs",
+    "error_line",
+    "number",
+    "print_json",
+    "say",
+    "table",
+    "whole_number",
+]
+
+
+def error_line(error: BaseException) -> str:
+    """The one line that stands for an error.
+
+    An ``OSError`` is told as ``PATH: reason`` (the number of the error means nothing to a reader),
+    and line breaks that a library put into its message become spaces.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        named = error.filename if error.filename is not None else "output"
+        message = f"{_path_text(named)}: {error.strerror}"
+    elif isinstance(error, MemoryError):
+        message = (
+            f"not enough memory: {str(error) or 'the system refused more'}; use --memory or less"
+        )
+    else:
+        message = str(error)
+    return "seqrec-fast: error: " + " ".join(message.split())
+
+
+def _path_text(named: Any) -> str:
+    return os.fsdecode(named) if isinstance(named, (str, bytes, os.PathLike)) else str(named)
+
+
+def say(text: str = "", *, quiet: bool = False) -> None:
+    """Prints for people; ``quiet`` (with ``--json``) keeps stdout for the JSON alone."""
+    if not quiet:
+        print(text, flush=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Prints one JSON object; figures that are not finite become ``null``, as JSON has none."""
+    json.dump(_plain(value), sys.stdout, indent=2, ensure_ascii=False)
+    print()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Columns aligned with spaces, a rule below the header.
+
+    Args:
+        header: names of the columns.
+        rows: cells, as text.
+        left: numbers of the columns that are aligned to the left; the others hold figures.
+    """
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+# -------------------------------------------------------------------- argument types
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """An argparse type: an integer of at least ``minimum``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least {minimum}, found {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def number(text: str) -> float:
+    """An argparse type: a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
+    return value
+
+
+def cutoffs(text: str) -> tuple[int, ...]:
+    """An argparse type: one or more cut-offs, ``10`` or ``5,10,20``."""
+    parse = whole_number(1)
+    return tuple(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+
+
+# -------------------------------------------------------------------- outputs
+
+
+def check_threads(threads: int | None) -> int | None:
+    """Refuses more threads than could ever help, which would only exhaust the machine."""
+    limit = 4 * (os.cpu_count() or 1)
+    if threads is not None and threads > limit:
+        raise InputError(
+            f"--threads: {threads} is more than 4 for each of the {os.cpu_count()} cores; "
+            f"give at most {limit}"
+        )
+    return threads
+
+
+def check_output(path: str | os.PathLike[str], option: str, *, marker: str) -> Path:
+    """Makes sure, before hours of work, that a folder can be written at ``path``.
+
+    Args:
+        path: where the folder is to be.
+        option: the option that gave it, for the message.
+        marker: a file whose presence shows that an existing folder is one of ours and may be
+            replaced.
+
+    Returns:
+        The path, absolute.
+
+    Raises:
+        InputError: something else is there already, the parent is missing or can't be written to.
+    """
+    if not str(path).strip():
+        raise InputError(f"{option}: the path is empty; name a folder to write")
+    out = Path(os.path.realpath(Path(path).expanduser()))
+    parent = out.parent
+    if not parent.exists():
+        raise InputError(f"{option}: the folder {parent} does not exist; create it first")
+    if not parent.is_dir():
+        raise InputError(f"{option}: {parent} is not a folder; choose another place")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{option}: {out} is a file; name a folder that can be written")
+    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+        raise InputError(
+            f"{option}: {out} exists and was not written by this command (it has no {marker}); "
+            "choose another name"
+        )
+    try:
+        # Not os.access: it knows nothing of read-only file systems, nor of full ones.
+        with tempfile.TemporaryDirectory(prefix=".seqrec-fast-", dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{option}: cannot write in {parent}: {error.strerror}") from None
+    return out

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``seqrec-fast evaluate``: full-ranking metrics of a bundle on a log, popularity beside them."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from seqrec_fast.cli.console import check_threads, cutoffs, print_json, say, whole_number
+from seqrec_fast.cli.figures import figures_table
+from seqrec_fast.cli.log_options import add_log_options, clean, open_log, split_log, with_recorded
+from seqrec_fast.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from seqrec_fast.bundle import Bundle
+    from seqrec_fast.data import Holdout
+    from seqrec_fast.evaluation import Metrics
+
+__all__ = ["EPILOG", "add_arguments", "run"]
+
+EPILOG = """\
+examples:
+  seqrec-fast evaluate bundle events.csv --k 10
+  seqrec-fast evaluate bundle events.csv --k 5,10,20 --json
+  seqrec-fast evaluate bundle newer.parquet --split by-time --test 0.05
+
+Options of reading, cleaning and splitting that are not given are those that the bundle was trained
+with, so that on the same log the figures are those of the training. Every item of the bundle is
+ranked for every user; items of the history are left out, ties count against the model. Targets
+that the bundle does not know count as misses; users without any known event in their history get
+the most popular items, as recommend gives them. Both are counted and reported.
+"""
+
+_ROWS = 2048  # users encoded at once: bounds the memory of the encoder
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the options of the command."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder written by train")
+    parser.add_argument("log", metavar="LOG", help="file, folder of parquet files, or pattern")
+    parser.add_argument(
+        "--k", type=cutoffs, default=(10,), metavar="N,...", help="cut-offs (default: 10)"
+    )
+    parser.add_argument(
+        "--on", choices=("test", "validation"), default="test", help="(default: test)"
+    )
+    parser.add_argument(
+        "--include-seen", action="store_true", help="rank the items of the history too"
+    )
+    parser.add_argument("--threads", type=whole_number(1), metavar="N", help="(default: all cores)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_log_options(parser)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The held-out events in the item indices of the bundle.
+
+    Attributes:
+        known: histories and targets that the bundle knows; a row may be empty.
+        target_known: bool, aligned with the targets of the log.
+        target_offsets: int64 ``[users + 1]``, of the targets of the log.
+        unknown_events: events of the histories that are not in the bundle.
+        empty: users without a known event in the history.
+    """
+
+    known: Holdout
+    target_known: NDArray[np.bool_]
+    target_offsets: NDArray[np.int64]
+    unknown_events: int
+    empty: int
+
+
+def run(args: Namespace) -> int:
+    """Carries the command out and returns the exit code."""
+    from seqrec_fast import bundle as bundles
+
+    threads = check_threads(args.threads)
+    bundle = bundles.load(args.bundle)
+    recorded = bundle.training.get("source", {}).get("options", {})
+    filled = with_recorded(args, recorded)
+    split = split_log(args, clean(args, open_log(args, args.log, threads=threads)))
+
+    from seqrec_fast.evaluation import describe_protocol
+
+    task = _translate(split.test if args.on == "test" else split.validation, split.items, bundle)
+    protocol = describe_protocol(split, refit=bool(bundle.training.get("refitted")))
+    if args.on == "validation":
+        protocol += ", validation events"
+    figures = _figures(bundle, task, args, protocol, threads)
+    unknown_targets = int((~task.target_known).sum())
+    result: dict[str, Any] = {
+        "bundle": str(args.bundle),
+        "log": str(args.log),
+        "model": bundle.config["model"],
+        "protocol": figures["model"].protocol,
+        "users": figures["model"].users,
+        "items": len(bundle.items),
+        "metrics": figures["model"].values,
+        "popularity": figures["popularity"].values,
+        "unknown": {
+            "targets": unknown_targets,
+            "history_events": task.unknown_events,
+            "users_without_known_history": task.empty,
+        },
+        "options_from_bundle": filled,
+    }
+    if args.json:
+        print_json(result)
+        return 0
+    if filled:
+        chosen = ", ".join(f"{name.replace('_', '-')}={value}" for name, value in filled.items())
+        say(f"as in training: {chosen}")
+    say(
+        figures_table(
+            {
+                bundle.config["model"]: figures["model"].to_dict(),
+                "popularity": figures["popularity"].to_dict(),
+            }
+        )
+    )
+    if unknown_targets or task.unknown_events or task.empty:
+        say(
+            f"not in the bundle: {unknown_targets:,} targets (counted as misses), "
+            f"{task.unknown_events:,} events of histories (ignored); "
+            f"{task.empty:,} users without a known history (given the most popular items)"
+        )
+    return 0
+
+
+def _translate(holdout: Holdout, items: Any, bundle: Bundle) -> _Task:
+    """Item indices of the log become those of the bundle; unknown ones are taken out and counted.
+
+    Raises:
+        InputError: nothing was held out, or the bundle knows none of the targets.
+    """
+    import numpy as np
+
+    from seqrec_fast.data import Holdout
+    from seqrec_fast.jagged import JaggedBatch
+
+    if not holdout.targets.tokens:
+        raise InputError(
+            "the log has no held-out events of this kind; give a longer log or another --split"
+        )
+    index = bundle.items.encode(items.decode(np.arange(len(items))))
+
+    def keep(rows: Any) -> tuple[Any, NDArray[np.bool_]]:
+        values = index[rows.values]
+        known = values >= 0
+        starts = np.zeros(len(values) + 1, dtype=np.int64)
+        np.cumsum(known, out=starts[1:])
+        return JaggedBatch(values[known], starts[rows.offsets]), known
+
+    histories, history_known = keep(holdout.histories)
+    targets, target_known = keep(holdout.targets)
+    if not target_known.any():
+        raise InputError(
+            f"none of the {len(target_known):,} held-out items is in the bundle; this is a log "
+            "of other items, or its ids are written in another way"
+        )
+    wanted = np.diff(holdout.targets.offsets) > 0
+    return _Task(
+        known=Holdout(users=holdout.users, histories=histories, targets=targets),
+        target_known=target_known,
+        target_offsets=holdout.targets.offsets,
+        unknown_events=int((~history_known).sum()),
+        empty=int((wanted & (np.diff(histories.offsets) == 0)).sum()),
+    )
+
+
+def _figures(
+    bundle: Bundle, task: _Task, args: Namespace, protocol: str, threads: int | None
+) -> dict[str, Metrics]:
+    import numpy as np
+
+    from seqrec_fast.engine.encoders import build_encoder
+    from seqrec_fast.evaluation import (
+        Metrics,
+        evaluate,
+        evaluate_popularity,
+        metrics_from_ranks,
+        rank_targets,
+    )
+
+    encoder = build_encoder(bundle.config, bundle.tensors)
+    items, bias = encoder.item_vectors, encoder.item_bias
+    known = task.known
+    queries = np.zeros((len(known.histories), items.shape[1]), dtype=np.float32)
+    rows = np.flatnonzero(np.diff(known.histories.offsets))
+    for begin in range(0, len(rows), _ROWS):
+        part = rows[begin : begin + _ROWS]
+        queries[part] = encoder.encode(known.histories.select(part))
+    options: dict[str, Any] = {
+        "k": args.k,
+        "exclude_seen": not args.include_seen,
+        "protocol": protocol,
+        "threads": threads,
+    }
+    found = {
+        "model": evaluate(queries, items, bias, known, popularity=bundle.popularity, **options),
+        "popularity": evaluate_popularity(known, bundle.popularity, **options),
+    }
+    if task.target_known.all() and not task.empty:
+        return found
+
+    seen = None if args.include_seen else known.histories
+    counts = np.unique(bundle.popularity, return_inverse=True)[1].reshape(-1).astype(np.float32)
+    nothing = np.zeros((len(queries), 1), np.float32), np.zeros((len(items), 1), np.float32)
+    common: dict[str, Any] = {"targets": known.targets, "seen": seen, "threads": threads}
+    popular = rank_targets(*nothing, counts, **common)
+    ranked = rank_targets(queries, items, bias, **common)
+    without = np.repeat(np.diff(known.histories.offsets) == 0, np.diff(known.targets.offsets))
+    users = int((np.diff(task.target_offsets) > 0).sum())
+    for name, part in (("model", np.where(without, popular, ranked)), ("popularity", popular)):
+        # A target that can't be ranked is behind every item: its user stays in the averages.
+        ranks = np.full(len(task.target_known), len(items) + 1, dtype=np.int64)
+        ranks[task.target_known] = part
+        values = metrics_from_ranks(ranks, task.target_offsets, args.k)
+        found[name] = Metrics({**found[name].values, **values}, users, found[name].protocol)
+    return found

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``seqrec-fast info``: what this installation can do and why not more; what a bundle holds."""
+
+from __future__ import annotations
+
+import os
+import platform
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from seqrec_fast.cli.console import print_json, say, table
+from seqrec_fast.cli.figures import figures_table
+
+__all__ = ["EPILOG", "add_arguments", "installation", "operations", "run"]
+
+EPILOG = """\
+examples:
+  seqrec-fast info
+  seqrec-fast info bundle
+  seqrec-fast info --json
+"""
+
+BACKENDS = ("reference", "native", "cuda", "triton")
+
+#: package -> the extra that brings it; nothing where the core needs it
+_PACKAGES = {
+    "numpy": "",
+    "safetensors": "",
+    "pyarrow": "",
+    "duckdb": "",
+    "torch": "train",
+    "matplotlib": "train",
+    "tqdm": "train",
+    "faiss": "retrieval",
+}
+#: module -> the distributions that may have brought it, where the names differ
+_DISTRIBUTIONS = {"faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")}
+#: operation -> function of the native module that carries it out
+_NATIVE = {"topk": "score_topk"}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the options of the command."""
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="folder written by train")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+
+def run(args: Namespace) -> int:
+    """Carries the command out and returns the exit code."""
+    if args.bundle is not None:
+        from seqrec_fast import bundle as bundles
+
+        found = bundles.info(args.bundle)
+        if args.json:
+            print_json(found)
+        else:
+            say(_describe_bundle(found))
+        return 0
+    facts = installation()
+    if args.json:
+        print_json(facts)
+    else:
+        say(_describe_installation(facts))
+    return 0
+
+
+def installation() -> dict[str, Any]:
+    """Versions, processor, native code and what each operation can run on; ready for JSON."""
+    from seqrec_fast import __version__
+
+    native: dict[str, Any]
+    features: list[str] = []
+    try:
+        module = import_module("seqrec_fast.native")
+        native = {"available": True, **module.build_info(), "threads": module.get_num_threads()}
+        features = list(module.cpu_features())
+    except ImportError as error:
+        native = {"available": False, "reason": " ".join(str(error).split())}
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "features": features},
+        "native": native,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "operations": operations(),
+    }
+
+
+def operations() -> dict[str, dict[str, dict[str, Any]]]:
+    """Operation -> backend -> whether it can run, and why not.
+
+    The operations are the modules in ``seqrec_fast/ops``; they are listed without importing them,
+    since that would load torch.
+    """
+    spec = find_spec("seqrec_fast.ops")
+    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    names = sorted(
+        path.stem
+        for folder in folders
+        for path in folder.glob("*.py")
+        if not path.stem.startswith("_")
+    )
+    native = _native_functions()
+    missing = "torch is not installed: pip install 'seqrec-fast[train]'"
+    torch = None if find_spec("torch") else missing
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in names:
+        reasons: dict[str, str | None] = {
+            "reference": torch,
+            "native": _why_not_native(name, native),
+            "cuda": "no CUDA kernel in this version",
+            "triton": None
+            if any((folder / "triton" / f"{name}.py").is_file() for folder in folders)
+            else "no Triton kernel in this version",
+        }
+        found[name] = {
+            backend: {"available": reasons[backend] is None, "reason": reasons[backend]}
+            for backend in BACKENDS
+        }
+    return found
+
+
+def _native_functions() -> set[str] | str:
+    try:
+        return set(dir(import_module("seqrec_fast._C")))
+    except ImportError as error:
+        return f"the native module cannot be loaded: {' '.join(str(error).split())}"
+
+
+def _why_not_native(operation: str, functions: set[str] | str) -> str | None:
+    function = _NATIVE.get(operation)
+    if function is None:
+        return "no native kernel in this version"
+    if isinstance(functions, str):
+        return functions
+    return None if function in functions else f"the native module was built without {function}"
+
+
+def _version(package: str) -> str | None:
+    for distribution in _DISTRIBUTIONS.get(package, (package,)):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        # not Linux: the platform module knows at least the architecture
+        return platform.processor() or platform.machine()
+    return platform.machine()
+
+
+def _describe_installation(facts: Mapping[str, Any]) -> str:
+    cpu, native = facts["cpu"], facts["native"]
+    lines = [
+        f"seqrec-fast {facts['version']}, Python {facts['python']}, {facts['platform']}",
+        f"processor: {cpu['name']}, {cpu['cores']} cores; {' '.join(cpu['features'])}",
+    ]
+    if native["available"]:
+        lines.append(
+            f"native code: {native['isa']} in use (built: {' '.join(native['isa_compiled'])}), "
+            f"{native['threads']} threads, {native['compiler']}"
+        )
+    else:
+        lines.append(f"native code: not available, {native['reason']}")
+    packages = [
+        f"{name} {version}"
+        if version
+        else f"{name} missing (pip install 'seqrec-fast[{_PACKAGES[name]}]')"
+        for name, version in facts["packages"].items()
+    ]
+    lines += [f"packages: {', '.join(packages)}", ""]
+    rows = [
+        [name, *("yes" if backends[b]["available"] else "-" for b in BACKENDS)]
+        for name, backends in facts["operations"].items()
+    ]
+    lines.append(table(["operation", *BACKENDS], rows, left=range(len(BACKENDS) + 1)))
+    reasons: dict[str, list[str]] = {}
+    for name, backends in facts["operations"].items():
+        for one in backends.values():
+            if one["reason"]:
+                reasons.setdefault(one["reason"], []).append(name)
+    lines += ["", *(f"{reason}: {', '.join(names)}" for reason, names in reasons.items())]
+    return "\n".join(lines)
+
+
+def _describe_bundle(found: Mapping[str, Any]) -> str:
+    training = found["training"]
+    options = ", ".join(
+        f"{name} {value}" for name, value in found["config"].items() if name != "model"
+    )
+    lines = [
+        f"{found['path']}: {found['model']}, {found['num_items']:,} items, "
+        f"{found['parameters']:,} parameters, {found['bytes']:,} bytes",
+        f"format {found['format_version']}, written {found['created']} by seqrec-fast "
+        f"{found['library_version']}",
+        f"options: {options}",
+    ]
+    if "best_epoch" in training:
+        lines.append(
+            f"training: best epoch {training['best_epoch']}, {training['seconds']:.0f} s"
+            f"{', refitted' if training['refitted'] else ''}"
+            f"{', interrupted' if training['interrupted'] else ''}"
+        )
+    if log := training.get("source", {}).get("log"):
+        lines.append(f"log: {log}")
+    figures = {
+        name: one
+        for name, one in found["metrics"].items()
+        if isinstance(one, Mapping) and {"values", "users", "protocol"} <= set(one)
+    }
+    if figures:
+        lines += ["", figures_table(figures)]
+    rows = [[name, f"{size:,}"] for name, size in found["files"].items()]
+    return "\n".join([*lines, "", table(["file", "bytes"], rows)])
