@@ -123,6 +123,8 @@ class _Folder:
 
     def replaced(self) -> bool:
         """Whether another bundle stands at this path now."""
+        if self.path != self.shown and self.shown.exists():
+            return True  # what was left aside is no longer the bundle, and may be on its way out
         try:
             return _identity(self.path) != self.identity
         except OSError:
