@@ -18,6 +18,7 @@ from seqrec_fast.evaluation.metrics import (
     novelty,
 )
 from seqrec_fast.evaluation.ranking import checked_scorer, rank_targets
+from seqrec_fast.native import score_topk
 
 if TYPE_CHECKING:
     from seqrec_fast.data import Holdout, Split
@@ -145,22 +146,6 @@ def _top_lists(
     threads: int | None,
 ) -> NDArray[np.int64]:
     """int64 ``[users, k]``: the items that would be shown, -1 where there is none."""
-    histories = holdout.histories.select(users)
-    seen = histories.values if exclude_seen else histories.values[:0]
-    lists = np.empty((len(users), min(k, len(items))), dtype=np.int64)
-    step = max(1, 2**24 // len(items))
-    for begin in range(0, len(users), step):
-        scores = queries[users[begin : begin + step]] @ items.T
-        if bias is not None:
-            scores += bias
-        rows = np.repeat(np.arange(len(users)), histories.lengths) - begin
-        here = (rows >= 0) & (rows < len(scores))
-        if len(seen):
-            scores[rows[here], seen[here]] = -np.inf
-        best = np.argpartition(-scores, lists.shape[1] - 1, axis=1)[:, : lists.shape[1]]
-        found = np.take_along_axis(scores, best, axis=1)
-        order = np.lexsort((best, -found), axis=1)
-        best = np.take_along_axis(best, order, axis=1)
-        best[np.take_along_axis(found, order, axis=1) == -np.inf] = -1
-        lists[begin : begin + step] = best
-    return lists
+    seen = holdout.histories.select(users) if exclude_seen else None
+    best = min(k, len(items))
+    return score_topk(queries[users], items, best, bias=bias, seen=seen, threads=threads)[1]
