@@ -15,7 +15,7 @@ each averaged over users. Coverage and novelty look at the lists alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,10 +182,10 @@ def checked_cutoffs(k: int | Sequence[int]) -> list[int]:
     Raises:
         InputError: none given, or one that is not a whole number of at least 1.
     """
-    given = [k] if isinstance(k, (int, np.integer)) else list(k)
+    whole: Any = k
+    given: list[Any] = list(whole) if isinstance(whole, Iterable) else [whole]
     if not given:
         raise InputError("k: give at least one cut-off, for instance k=(10,)")
-    one: Any
     for one in given:
         if isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 1:
             raise InputError(f"k: a cut-off must be a whole number of at least 1, found {one!r}")
