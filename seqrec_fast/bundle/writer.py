@@ -37,8 +37,8 @@ from seqrec_fast.bundle.content import (
     config_num_items,
     name_problem,
 )
+from seqrec_fast.bundle.folder import aside_name, sealed
 from seqrec_fast.bundle.jsonio import MAX_BYTES, parse_object, render
-from seqrec_fast.bundle.reader import aside_name, sealed
 from seqrec_fast.bundle.tensorfile import header, write_tensors
 from seqrec_fast.errors import InputError
 

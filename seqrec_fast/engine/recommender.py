@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import bundle as bundles
+from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.encoders import build_encoder
 from seqrec_fast.engine.requests import (
     Filter,
     Histories,
+    is_list,
     parse_filter,
     parse_histories,
     parse_ids,
@@ -79,7 +81,7 @@ class Recommender:
         Raises:
             InputError: weights that do not fit the configuration, or an impossible ``threads``.
         """
-        self._threads = None if threads is None else whole_number("threads", threads)
+        self._threads = _checked_threads(threads)
         self._items = bundle.items
         self._table = bundle.item_table
         self._encoder = build_encoder(bundle.config, bundle.tensors)
@@ -112,9 +114,8 @@ class Recommender:
         Raises:
             BundleError: a bundle that is missing, damaged, newer or not to be trusted.
         """
+        _checked_threads(threads)
         content = bundles.load(path, verify=verify)
-        if threads is not None:
-            whole_number("threads", threads)
         try:
             return cls(content, threads=threads)
         except InputError as error:
@@ -171,7 +172,7 @@ class Recommender:
             InputError: ``item`` is a list, or ``k`` is not a whole number of at least 1.
         """
         count = whole_number("k", k)
-        if isinstance(item, Iterable) and not isinstance(item, (str, bytes)):
+        if is_list(item):
             raise InputError("item: found a list; give one id, and call once for each")
         index = int(self._items.encode([item])[0])
         if index < 0:
@@ -260,7 +261,7 @@ class Recommender:
             "dim": int(self._scorer.items.shape[1]),
             "parameters": self._parameters,
             "titles": self._table is not None and self._table.title_column is not None,
-            "threads": self._threads,
+            "threads": self._threads or native.get_num_threads(),
             "config": dict(self._config),
             "metrics": dict(self._metrics),
         }
@@ -324,3 +325,12 @@ class Recommender:
         return Recommendation(
             self._items.decode(indices), scores, unknown, fallback, titles, unknown_filters
         )
+
+
+def _checked_threads(threads: int | None) -> int | None:
+    if threads is None:
+        return None
+    count = whole_number("threads", threads)
+    if count > native.MAX_THREADS:
+        raise InputError(f"threads: at most {native.MAX_THREADS}, found {count}")
+    return count

@@ -16,7 +16,15 @@ from seqrec_fast.jagged import JaggedBatch
 if TYPE_CHECKING:
     from seqrec_fast.data.vocabulary import Vocabulary
 
-__all__ = ["Filter", "Histories", "parse_filter", "parse_histories", "parse_ids", "whole_number"]
+__all__ = [
+    "Filter",
+    "Histories",
+    "is_list",
+    "parse_filter",
+    "parse_histories",
+    "parse_ids",
+    "whole_number",
+]
 
 _REMEDY = "give a list of lists of ids, one inner list a user: [['a', 'b'], ['c']]"
 
@@ -60,11 +68,11 @@ def parse_histories(given: Any, vocabulary: Vocabulary) -> Histories:
     Raises:
         InputError: one history, or a text, where a list of histories is expected.
     """
-    if isinstance(given, (str, bytes, Mapping, Set)) or not isinstance(given, Iterable):
+    if isinstance(given, (Mapping, Set)) or not is_list(given):
         raise InputError(f"histories: found {_shown(given)}; {_REMEDY}")
     rows: list[list[Any]] = []
     for number, row in enumerate(given):
-        if isinstance(row, (str, bytes)) or not isinstance(row, Iterable):
+        if not is_list(row):
             raise InputError(
                 f"histories: entry {number} is {_shown(row)}, which is not a history; {_REMEDY}"
             )
@@ -82,9 +90,15 @@ def parse_histories(given: Any, vocabulary: Vocabulary) -> Histories:
         return Histories(JaggedBatch.from_lengths(indices, lengths), [()] * len(rows))
     owner = np.repeat(np.arange(len(rows)), lengths)
     known = np.bincount(owner[there], minlength=len(rows))
-    unknown: list[tuple[Any, ...]] = [()] * len(rows)
+    ignored: list[list[Any]] = [[] for _ in rows]
     for at in np.flatnonzero(~there).tolist():
-        unknown[owner[at]] += (flat[at],)
+        if is_list(flat[at]):
+            raise InputError(
+                f"histories: entry {owner[at]} holds {_shown(flat[at])}, which is not an id; "
+                f"{_REMEDY}"
+            )
+        ignored[owner[at]].append(flat[at])
+    unknown = [tuple(ids) for ids in ignored]
     return Histories(JaggedBatch.from_lengths(indices[there], known), unknown)
 
 
@@ -102,11 +116,11 @@ def parse_ids(name: str, given: Any, vocabulary: Vocabulary) -> tuple[NDArray[np
     Raises:
         InputError: a text, a single id, or a nested list.
     """
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+    if isinstance(given, Mapping) or not is_list(given):
         raise InputError(f"{name}: found {_shown(given)}; give a list of ids: ['a', 'b']")
     ids = _row(given)
     for number, raw in enumerate(ids):
-        if _is_list(raw):
+        if is_list(raw):
             raise InputError(
                 f"{name}: entry {number} is {_shown(raw)}, which is not an id; give a flat list of "
                 f"ids: ['a', 'b']"
@@ -128,12 +142,12 @@ def parse_filter(name: str, given: Any, users: int, vocabulary: Vocabulary) -> F
     """
     if given is None:
         return Filter(None, None, [()] * users)
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+    if isinstance(given, Mapping) or not is_list(given):
         raise InputError(
             f"{name}: found {_shown(given)}; give a list of ids, or one list of ids a user"
         )
     entries = _row(given)
-    nested = [entry is None or _is_list(entry) for entry in entries]
+    nested = [entry is None or is_list(entry) for entry in entries]
     if not any(nested):
         common, missing = _indices(name, entries, vocabulary)
         return Filter(common, None, [missing] * users)
@@ -179,12 +193,17 @@ def _indices(
     return np.unique(indices[indices >= 0]), missing
 
 
-def _row(given: Iterable[Any]) -> list[Any]:
-    return given.tolist() if isinstance(given, np.ndarray) else list(given)
+def _row(given: Any) -> list[Any]:
+    """A list of plain values: arrays, series and tensors know how to become one."""
+    found = given.tolist() if hasattr(given, "tolist") else given
+    return list(found)
 
 
-def _is_list(entry: Any) -> bool:
-    return isinstance(entry, Iterable) and not isinstance(entry, (str, bytes))
+def is_list(given: Any) -> bool:
+    """Whether this holds ids; a text, and an array of no dimension, are one id."""
+    if isinstance(given, (str, bytes)) or getattr(given, "ndim", 1) == 0:
+        return False
+    return isinstance(given, Iterable)
 
 
 def _shown(given: Any) -> str:

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save
 
 from seqrec_fast import bundle as bundles
-from seqrec_fast.bundle.reader import sealed
+from seqrec_fast.bundle.folder import sealed
 from seqrec_fast.errors import BundleError
 
 FILES = [
