@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +29,16 @@ __all__ = [
 ]
 
 
-def error_line(error: BaseException) -> str:
+def error_line(error: BaseException, flags: Mapping[str, str] | None = None) -> str:
     """The one line that stands for an error.
 
     An ``OSError`` is told as ``PATH: reason`` (the number of the error means nothing to a reader),
     and line breaks that a library put into its message become spaces.
+
+    Args:
+        error: what was raised.
+        flags: argument of the library -> option of the command line, for instance ``min_rating``
+            -> ``--min-rating``; messages of the library that name an argument name the option.
     """
     if isinstance(error, OSError) and error.strerror:
         named = error.filename if error.filename is not None else "output"
@@ -42,8 +48,21 @@ def error_line(error: BaseException) -> str:
             f"not enough memory: {str(error) or 'the system refused more'}; use --memory or less"
         )
     else:
-        message = str(error)
+        message = _with_flags(str(error), flags or {})
     return "seqrec-fast: error: " + " ".join(message.split())
+
+
+def _with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """``user=0`` becomes ``--user 0``, ``user=`` ``--user``, and ``user: …`` at the start too."""
+    if not flags:
+        return message
+    names = "|".join(re.escape(name) for name in sorted(flags, key=len, reverse=True))
+    message = re.sub(rf"\A({names}):", lambda found: f"{flags[found[1]]}:", message)
+    return re.sub(
+        rf"(?<![^\s(])({names})=(?=(\w|['\"[])?)",
+        lambda found: flags[found[1]] + (" " if found[2] else ""),
+        message,
+    )
 
 
 def _path_text(named: Any) -> str:
@@ -99,18 +118,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
 # -------------------------------------------------------------------- argument types
 
 
-def whole_number(minimum: int) -> Callable[[str], int]:
-    """An argparse type: an integer of at least ``minimum``."""
+def whole_number(minimum: int | None = None) -> Callable[[str], int]:
+    """An argparse type: an integer, of at least ``minimum`` where one is given."""
+    expected = "a whole number" + ("" if minimum is None else f" of at least {minimum}")
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            value = minimum - 1
-        if value < minimum:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number of at least {minimum}, found {text!r}"
-            )
+            raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}") from None
+        if minimum is not None and value < minimum:
+            raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
         return value
 
     return parse

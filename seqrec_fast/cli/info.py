@@ -215,12 +215,14 @@ def _describe_bundle(found: Mapping[str, Any]) -> str:
         )
     if log := training.get("source", {}).get("log"):
         lines.append(f"log: {log}")
+    metrics = found["metrics"]
     figures = {
-        name: one
-        for name, one in found["metrics"].items()
-        if isinstance(one, Mapping) and {"values", "users", "protocol"} <= set(one)
+        name: metrics[name]
+        for name in ("validation", "test", "test_refit", "popularity")
+        if isinstance(metrics.get(name), Mapping)
+        and {"values", "users", "protocol"} <= set(metrics[name])
     }
     if figures:
-        lines += ["", figures_table(figures)]
+        lines += ["", figures_table(figures, cutoff=10)]
     rows = [[name, f"{size:,}"] for name, size in found["files"].items()]
     return "\n".join([*lines, "", table(["file", "bytes"], rows)])

@@ -38,7 +38,7 @@ class _Parser(ArgumentParser):
     """A parser whose complaint is an :class:`InputError` instead of usage text and an exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see '{self.prog} --help')")
+        raise InputError(f"{message.removeprefix('argument ')} (see '{self.prog} --help')")
 
 
 class _Namespace(Protocol):
@@ -65,19 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. Errors that a user can act on are one line on stderr, never a traceback.
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    flags: dict[str, str] = {}
     try:
-        code = _dispatch(given)
+        code = _dispatch(given, flags)
         sys.stdout.flush()
         return code
     except TrainingError as error:
-        print(error_line(error), file=sys.stderr)
+        print(error_line(error, flags), file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader (head, less) has gone: not an error, but nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except (SeqrecError, OSError, MemoryError) as error:
-        print(error_line(error), file=sys.stderr)
+        print(error_line(error, flags), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("seqrec-fast: interrupted", file=sys.stderr)
@@ -89,7 +90,8 @@ def run() -> NoReturn:
     sys.exit(main())
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], flags: dict[str, str]) -> int:
+    """Parses and runs; fills ``flags`` with the options of the command by argument name."""
     # Only the chosen command is imported, so that the others' options cost nothing.
     chosen = next((word for word in argv if not word.startswith("-")), None)
     parser = _Parser(
@@ -117,6 +119,9 @@ def _dispatch(argv: list[str]) -> int:
             module = cast(_Command, import_module(f"seqrec_fast.cli.{name}"))
             command.epilog = module.EPILOG
             module.add_arguments(command)
+            for action in command._actions:
+                if action.option_strings:
+                    flags[action.dest] = action.option_strings[0]
     try:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # --help and --version have printed what was asked

@@ -14,8 +14,6 @@ from seqrec_fast.cli.console import number, whole_number
 
 __all__ = ["add_dataclass_options", "dataclass_values"]
 
-_SMALLEST = -(2**62)
-
 
 def add_dataclass_options(
     parser: ArgumentParser, kind: type, title: str, *, skip: Iterable[str] = ()
@@ -46,7 +44,7 @@ def add_dataclass_options(
             group.add_argument(flag, choices=choices, default=None, help=text)
         else:
             parsers: dict[type, Callable[[str], Any]] = {
-                int: whole_number(_SMALLEST),
+                int: whole_number(),
                 float: number,
                 str: str,
             }

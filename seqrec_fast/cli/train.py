@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +49,14 @@ _OWN = ("model",)
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the options of the command; the hyper-parameters come from the library's dataclasses."""
-    from seqrec_fast.models.options import MODELS
     from seqrec_fast.training.options import ModelOptions, TrainingOptions
 
     parser.add_argument("log", metavar="LOG", help="file, folder of parquet files, or pattern")
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to write")
-    parser.add_argument("--model", choices=MODELS, default="sasrec", help="(default: sasrec)")
+    kinds = next(field for field in fields(ModelOptions) if field.name == "model").metadata
+    parser.add_argument(
+        "--model", choices=kinds["choices"], default="sasrec", help="(default: sasrec)"
+    )
     parser.add_argument(
         "--refit",
         action="store_true",

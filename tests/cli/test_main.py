@@ -125,6 +125,22 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 # -------------------------------------------------------------------------- console
 
 
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("say which with user=", "say which with --user"),
+        ("give min_rating=3, (user=0)", "give --min-rating 3, (--user 0)"),
+        ("min_rating: must be a number", "--min-rating: must be a number"),
+        ("/data/user=5/x.csv: no rows", "/data/user=5/x.csv: no rows"),
+        ("the user: unknown", "the user: unknown"),
+        ("superuser=1", "superuser=1"),
+    ],
+)
+def test_arguments_of_the_library_become_options(message: str, told: str) -> None:
+    flags = {"user": "--user", "min_rating": "--min-rating"}
+    assert console.error_line(InputError(message), flags) == f"seqrec-fast: error: {told}"
+
+
 def test_table_aligns_text_left_and_figures_right() -> None:
     shown = console.table(["name", "n"], [["a", "1"], ["long name", "1000"]])
     assert shown.splitlines() == [

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hyper-parameters, outputs, checkpoints, bundles and requests that cannot be used."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.cli.refusals import Arguments, case, recommend, text_log, train
+from tests.cli.support import TINY, World
+
+# ---------------------------------------------------------------- hyper-parameters
+
+
+@case("--model", "transformerx", "sasrec")
+def model_unknown(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--model", "transformerx")
+
+
+@case("--learning-rate", "nan")
+def learning_rate_nan(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--learning-rate", "nan")
+
+
+@case("--learning-rate: ", "-0.1")
+def learning_rate_negative(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--learning-rate", "-0.1")
+
+
+@case("--epochs: ", "-3")
+def epochs_negative(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--epochs", "-3")
+
+
+@case("--epochs", "many")
+def epochs_a_word(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--epochs", "many")
+
+
+@case("--heads: ", "3", "8")
+def heads_do_not_divide_the_width(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--heads", "3")
+
+
+@case("--dropout: ", "1.5")
+def dropout_too_large(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--dropout", "1.5")
+
+
+@case("--loss", "hinge")
+def loss_unknown(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--loss", "hinge")
+
+
+@case("--threads", "100000")
+def threads_absurd(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--threads", "100000")
+
+
+@case("--learning_rate")
+def option_misspelt(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--learning_rate", "0.1")
+
+
+@case("--out")
+def out_not_given(world: World, folder: Path) -> Arguments:
+    return ["train", world.log]
+
+
+@case("paint")
+def command_unknown(world: World, folder: Path) -> Arguments:
+    return ["paint", world.log]
+
+
+# ------------------------------------------------------------------------ outputs
+
+
+@case("--out", "is a file")
+def out_is_a_file(world: World, folder: Path) -> Arguments:
+    (folder / "out").write_text("precious")
+    return train(world.log, folder)
+
+
+@case("--out", "manifest.json")
+def out_is_a_folder_of_something_else(world: World, folder: Path) -> Arguments:
+    (folder / "out").mkdir()
+    (folder / "out" / "thesis.tex").write_text("precious")
+    return train(world.log, folder)
+
+
+@case("--out", "notes.txt")
+def out_is_a_bundle_with_a_foreign_file(world: World, folder: Path) -> Arguments:
+    shutil.copytree(world.bundle, folder / "out")
+    (folder / "out" / "notes.txt").write_text("precious")
+    return train(world.log, folder)
+
+
+@case("--out", "does not exist")
+def out_without_its_parent(world: World, folder: Path) -> Arguments:
+    return ["train", world.log, "--out", folder / "a" / "b" / "out", *TINY]
+
+
+@case("--out", "not a folder")
+def out_below_a_file(world: World, folder: Path) -> Arguments:
+    (folder / "a").write_text("precious")
+    return ["train", world.log, "--out", folder / "a" / "out", *TINY]
+
+
+@case("--out", "/proc")
+def out_where_nothing_can_be_written(world: World, folder: Path) -> Arguments:
+    return ["train", world.log, "--out", "/proc/out", *TINY]
+
+
+@case("--out", "empty")
+def out_empty(world: World, folder: Path) -> Arguments:
+    return ["train", world.log, "--out", "", *TINY]
+
+
+@case("--out", "events.csv")
+def demo_into_a_folder_of_something_else(world: World, folder: Path) -> Arguments:
+    (folder / "home").mkdir()
+    (folder / "home" / "thesis.tex").write_text("precious")
+    return ["demo", "--out", folder / "home"]
+
+
+@case("--users", "'0'")
+def demo_without_users(world: World, folder: Path) -> Arguments:
+    return ["demo", "--users", "0", "--out", folder / "demo"]
+
+
+# --------------------------------------------------------------------- checkpoints
+
+
+@case("--resume", "no checkpoint")
+def resume_without_a_checkpoint(world: World, folder: Path) -> Arguments:
+    return train(world.log, folder, "--resume")
+
+
+@case("out.checkpoint", "damaged")
+def resume_from_a_damaged_checkpoint(world: World, folder: Path) -> Arguments:
+    place = folder / "out.checkpoint"
+    place.mkdir()
+    (place / "state.json").write_text('{"format": 1, "run"')
+    (place / "state.safetensors").write_bytes(b"\x10\x00\x00")
+    return train(world.log, folder, "--resume")
+
+
+@case("--checkpoint", "state.json")
+def checkpoint_over_something_else(world: World, folder: Path) -> Arguments:
+    (folder / "photos").mkdir()
+    (folder / "photos" / "cat.jpg").write_text("precious")
+    return train(world.log, folder, "--checkpoint", folder / "photos")
+
+
+# ------------------------------------------------------------ serving and measuring
+
+
+@case("nowhere")
+def bundle_missing(world: World, folder: Path) -> Arguments:
+    return recommend(folder / "nowhere")
+
+
+@case("log.csv")
+def bundle_is_a_file(world: World, folder: Path) -> Arguments:
+    return recommend(world.log)
+
+
+@case("manifest.json")
+def bundle_is_an_empty_folder(world: World, folder: Path) -> Arguments:
+    return ["info", folder]
+
+
+@case("--k", "'-1'")
+def k_negative(world: World, folder: Path) -> Arguments:
+    return recommend(world.bundle, "--k", "-1")
+
+
+@case("--k", "'0'")
+def k_zero(world: World, folder: Path) -> Arguments:
+    return recommend(world.bundle, "--k", "0")
+
+
+@case("--k", "'ten'")
+def k_a_word(world: World, folder: Path) -> Arguments:
+    return ["evaluate", world.bundle, world.log, "--k", "5,ten"]
+
+
+@case("--history", "no id")
+def history_empty(world: World, folder: Path) -> Arguments:
+    return ["recommend", world.bundle, "--history", " , "]
+
+
+@case("--history")
+def history_not_given(world: World, folder: Path) -> Arguments:
+    return ["recommend", world.bundle]
+
+
+@case("stock.txt")
+def allow_file_missing(world: World, folder: Path) -> Arguments:
+    return recommend(world.bundle, "--allow", f"@{folder}/stock.txt")
+
+
+@case("--deny", "utf-8")
+def deny_file_binary(world: World, folder: Path) -> Arguments:
+    (folder / "deny.txt").write_bytes(b"\xff\xfe\x00a")
+    return recommend(world.bundle, "--deny", f"@{folder}/deny.txt")
+
+
+@case("none of the", "bundle")
+def evaluate_on_a_log_of_other_items(world: World, folder: Path) -> Arguments:
+    rows = "".join(f"u{n % 3},other{n},{n}\n" for n in range(30))
+    log = text_log(folder, "user_id,item_id,timestamp\n" + rows)
+    return ["evaluate", world.bundle, log]
+
+
+@case("nothing.csv")
+def evaluate_without_the_log(world: World, folder: Path) -> Arguments:
+    return ["evaluate", world.bundle, folder / "nothing.csv"]
