@@ -58,6 +58,7 @@ def number_of_steps(tmp_path: Path, content: Bundle, another: Bundle) -> int:
         bundles.save(another, tmp_path / "probe")
         assert made.count("rename") == 2
         assert made.count("_write_file") == 9
+        assert made.count("fsync") == 9 + 2  # every file, the new folder and the one around it
         return len(made)
 
 

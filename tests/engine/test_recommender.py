@@ -152,6 +152,24 @@ def test_filters_that_leave_nothing(recommender: Recommender) -> None:
         assert answer.titles == ()
 
 
+@pytest.mark.parametrize("size", [3, 7, 8, 40, ITEMS])  # gathered, or masked
+def test_a_common_list_and_own_lists_hold_together(
+    definition: Any, recommender: Recommender, size: int
+) -> None:
+    histories = [["i1", "i2"], ["i0"], []]
+    own = [IDS[:size], None, IDS[ITEMS - size :]]
+    common = ["i1", "i4", "i59", "i57"]
+    denied = recommender.recommend(histories, k=ITEMS, allow=own, deny=common)
+    allowed = recommender.recommend(histories, k=ITEMS, allow=common, deny=own)
+    for user, history in enumerate(histories):
+        assert denied[user].items.tolist() == definition.answer(
+            history, ITEMS, allow=own[user], deny=common
+        )
+        assert allowed[user].items.tolist() == definition.answer(
+            history, ITEMS, allow=common, deny=own[user]
+        )
+
+
 def test_unknown_ids_of_filters_are_reported(recommender: Recommender) -> None:
     answer = recommender.recommend([["i3"]], allow=["i1", "no"], deny=["i9", 5])[0]
     assert answer.items.tolist() == ["i1"]
