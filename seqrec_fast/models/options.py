@@ -66,10 +66,10 @@ class ModelOptions:
         for name in ("tied_output", "item_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}: must be true or false, found {getattr(self, name)!r}")
-        if self.temperature is not None and not (
-            isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf
-        ):
-            raise InputError(f"temperature: must be a number above 0, found {self.temperature!r}")
+        value = getattr(self, "temperature")  # noqa: B009  (the type is checked here)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
+            raise InputError(f"temperature: must be a number above 0, found {value!r}")
         if self.model == "sasrec" and self.dim % self.heads:
             raise InputError(
                 f"heads: {self.heads} heads do not divide dim {self.dim}; choose a divisor of it"

@@ -17,7 +17,7 @@ __all__ = ["SASRec"]
 
 
 class FeedForward(torch.nn.Module):
-    """``down(dropout(gelu(up(x))))``, GELU in its exact form (Hendrycks and Gimpel 2016)."""
+    """``down(dropout(gelu(up(x))))``, GELU in its tanh form (Hendrycks, Gimpel 2016)."""
 
     def __init__(self, dim: int, inner: int, dropout: float) -> None:
         super().__init__()
@@ -26,7 +26,9 @@ class FeedForward(torch.nn.Module):
         self.dropout = torch.nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.down(self.dropout(torch.nn.functional.gelu(self.up(x))))
+        result: Tensor = self.down(
+            self.dropout(torch.nn.functional.gelu(self.up(x), approximate="tanh"))
+        )
         return result
 
 

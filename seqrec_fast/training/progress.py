@@ -80,7 +80,8 @@ class Progress:
         if callable(self._show):
             self._show(record)
         elif self._show:
-            print(self._line(record), file=sys.stderr, flush=True)
+            sys.stderr.write(f"{self._line(record)}\n")
+            sys.stderr.flush()
 
     def _line(self, record: EpochRecord) -> str:
         done = record["epoch"] - self._first
