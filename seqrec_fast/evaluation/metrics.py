@@ -164,7 +164,8 @@ def novelty(lists: NDArray[np.int64], popularity: ArrayLike) -> float:
 
     ``-log2 p(i)`` with ``p(i) = (c_i + 1) / (sum of all c + items)``: the share of item ``i`` in
     the training events, one event added to each item so that an item without any has a finite
-    value (Zhou et al., PNAS 107(10), 2010, eq. for surprisal; Castells, Vargas and Wang, 2011).
+    value. After the surprisal of Zhou et al. (PNAS 107(10), 2010), who take the share of users,
+    and the popularity-based novelty of Castells, Vargas and Wang (DDR 2011).
 
     Args:
         lists: int64 ``[users, k]`` item indices, -1 where there is none.
