@@ -164,7 +164,7 @@ def _id_expression(
                 f"{source}: the column {column!r} ({role}) holds {odd[1]} in row {odd[0] + 1}; "
                 f"ids are integers or text"
             )
-        return f'CASE WHEN isnan("{role}") THEN NULL ELSE "{role}"::BIGINT END'
+        return f'try_cast("{role}" AS BIGINT)'  # NaN is missing
     if kind.startswith(_AS_TEXT):
         return f"nullif(\"{role}\"::VARCHAR, '')"
     raise InputError(

@@ -74,7 +74,7 @@ class Log:
         """
         from seqrec_fast.data.readers import open_relation
 
-        with open_workspace(self.memory, self.threads) as workspace:
+        with open_workspace(self.memory, self.threads, self.source) as workspace:
             relation = open_relation(workspace, self, ("user", "item"))
             return int(workspace.row(f"SELECT count(*) FROM {relation.sql}")[0])
 
@@ -92,11 +92,15 @@ class Log:
         if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
             raise InputError(f"rows: must be an integer of at least 1, found {rows!r}")
         roles = tuple(self.columns)
-        with open_workspace(self.memory, self.threads) as workspace:
+        with open_workspace(self.memory, self.threads, self.source) as workspace:
             relation = open_relation(workspace, self, roles, limit=rows)
-            names = ", ".join(f'"{role}"' for role in roles)
+            # as text, a time with a zone needs no library of zones on the way to Python
+            names = ", ".join(
+                f'"{role}"::VARCHAR' if kind.startswith("TIMESTAMP") else f'"{role}"'
+                for role, kind in relation.types.items()
+            )
             found = workspace.run(f'SELECT {names} FROM {relation.sql} ORDER BY "row" LIMIT {rows}')
-        return [dict(zip(roles, row, strict=True)) for row in found]
+        return [dict(zip(relation.types, row, strict=True)) for row in found]
 
 
 def read_log(

@@ -109,7 +109,7 @@ def prepare(
         max_length=max_length,
     )
     roles = [role for role in log.columns if role != "rating" or min_rating is not None]
-    with open_workspace(log.memory, log.threads) as workspace:
+    with open_workspace(log.memory, log.threads, log.source) as workspace:
         relation = open_relation(workspace, log, roles)
         constants = {
             role: value

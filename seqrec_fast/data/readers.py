@@ -99,7 +99,7 @@ def _from_parquet(workspace: Workspace, log: Log, roles: Sequence[str]) -> str:
     columns = ", ".join(f'{quoted(log.columns[role], chr(34))} AS "{role}"' for role in roles)
     row = "file_row_number"
     if len(log.files) > 1:
-        row = f"file_row_number + ({begins}::BIGINT[])[file_index + 1]"
+        row = f"file_row_number + ({begins}::BIGINT[])[file_index::BIGINT + 1]"
     return (
         f'(SELECT {row} AS "row", {columns} FROM read_parquet([{files}], '
         f"file_row_number = true, binary_as_string = true, union_by_name = true))"

@@ -48,10 +48,11 @@ def time_expression(
     """
     kind = relation.types["time"]
     if kind.startswith(("TIMESTAMP", "DATE")):
-        moment = '"time"' if kind == "TIMESTAMP WITH TIME ZONE" else '"time"::TIMESTAMP'
-        zone = "" if kind == "TIMESTAMP WITH TIME ZONE" else " (without a zone, taken as UTC)"
-        notes.append(f"time: {kind.lower()}{zone}")
-        return _finite_moment(moment)
+        zoned = "TIME ZONE" in kind or kind.startswith("TIMESTAMPTZ")
+        notes.append(f"time: {kind.lower()}{'' if zoned else ' (without a zone, taken as UTC)'}")
+        if kind.endswith("_NS"):
+            return 'epoch_ns("time") // 1000'  # nanoseconds have no infinity
+        return _finite_moment('"time"' if zoned else '"time"::TIMESTAMP')
     if kind not in _NUMBERS and not kind.startswith(("VARCHAR", "DECIMAL", '"NULL"', "NULL")):
         raise InputError(
             f"{source}: the column {column!r} (time) holds {kind.lower()} values; give a column of "
@@ -116,7 +117,7 @@ def _from_number(kind: str, number: str, factor: float) -> str:
     scaled = f"{number} * {factor!r}::DOUBLE"
     return (
         f"CASE WHEN {number} IS NULL THEN NULL WHEN isfinite({number}) AND "
-        f"abs({scaled}) < {_LARGEST!r}::DOUBLE THEN round({scaled})::BIGINT "
+        f"abs({scaled}) < {_LARGEST!r}::DOUBLE THEN try_cast(round({scaled}) AS BIGINT) "
         f"ELSE {IMPOSSIBLE}::BIGINT END"
     )
 

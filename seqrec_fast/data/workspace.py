@@ -39,10 +39,12 @@ class Workspace:
     Attributes:
         connection: DuckDB on a database file inside ``folder``.
         folder: removed with everything in it when the workspace closes.
+        source: the log that is read, for error messages.
     """
 
     connection: duckdb.DuckDBPyConnection
     folder: Path
+    source: str
 
     def run(self, sql: str) -> list[tuple[Any, ...]]:
         """Runs one statement and returns all rows of its answer, which should be few.
@@ -50,7 +52,7 @@ class Workspace:
         Raises:
             InputError: the engine refused; what it said, in one line.
         """
-        with translated():
+        with translated(self.source):
             return [tuple(row) for row in self.connection.execute(sql).fetchall()]
 
     def row(self, sql: str) -> tuple[Any, ...]:
@@ -59,28 +61,33 @@ class Workspace:
 
     def arrow(self, sql: str) -> Any:
         """The answer of a query as a ``pyarrow.Table``."""
-        with translated():
+        with translated(self.source):
             return self.connection.sql(sql).to_arrow_table()
 
     def batches(self, sql: str, rows: int) -> Iterator[Any]:
         """The answer of a query as ``pyarrow.RecordBatch`` of about ``rows`` rows, as they come."""
-        with translated():
-            yield from self.connection.sql(sql).to_arrow_reader(rows)
+        with translated(self.source):
+            relation: Any = self.connection.sql(sql)
+            if hasattr(relation, "to_arrow_reader"):
+                yield from relation.to_arrow_reader(rows)
+            else:  # DuckDB before 2.0
+                yield from relation.fetch_arrow_reader(rows)
 
     def register(self, name: str, table: Any) -> None:
         """Makes an Arrow table selectable under a name, in place of an earlier one."""
-        with translated():
+        with translated(self.source):
             self.connection.register(name, table)
 
 
 @contextmanager
-def open_workspace(memory: str | int, threads: int | None) -> Iterator[Workspace]:
+def open_workspace(memory: str | int, threads: int | None, source: str) -> Iterator[Workspace]:
     """Opens a workspace that vanishes, whatever happens, when the block ends.
 
     Args:
         memory: limit for the engine, such as ``"2GiB"``, or bytes. What the engine cannot hold
             within it, it spills to its folder (``TMPDIR`` says where that is).
         threads: threads of the engine; ``None`` leaves the choice to it.
+        source: the log that is read, for error messages.
 
     Raises:
         InputError: no folder can be made, or the limit cannot be read.
@@ -108,14 +115,15 @@ def open_workspace(memory: str | int, threads: int | None) -> Iterator[Workspace
             "preserve_insertion_order": True,  # the row order of the input is meaning, not chance
             "autoinstall_known_extensions": False,
             "python_enable_replacements": False,  # a table name is never a Python variable
-            "TimeZone": "UTC",
         }
         if threads is not None:
             config["threads"] = threads
-        with translated():
+        with translated(source):
             connection = duckdb.connect(str(Path(name) / "log.duckdb"), config=config)
+            # after connecting: as part of the configuration it depends on what is loaded when
+            connection.execute("SET TimeZone = 'UTC'").fetchall()
         try:
-            yield Workspace(connection, Path(name))
+            yield Workspace(connection, Path(name), source)
         finally:
             connection.close()
 
@@ -145,8 +153,8 @@ def quoted(text: str | Path, quote: str = "'") -> str:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turns errors of DuckDB into :class:`InputError` of one line."""
+def translated(source: str) -> Iterator[None]:
+    """Turns errors of DuckDB about ``source`` into :class:`InputError` of one line."""
     import duckdb
 
     try:
@@ -154,26 +162,26 @@ def translated() -> Iterator[None]:
     except duckdb.OutOfMemoryException as error:
         if "disk" in str(error).lower() or "space" in str(error).lower():
             raise InputError(
-                f"no space for temporary files ({_first_line(error)}); set TMPDIR to a folder "
-                f"with free space"
+                f"{source}: no space for temporary files ({_first_line(error)}); set TMPDIR to "
+                f"a folder with free space"
             ) from error
         raise InputError(
-            f"the log does not fit the memory limit ({_first_line(error)}); raise memory="
+            f"{source}: does not fit the memory limit ({_first_line(error)}); raise memory="
         ) from error
     except duckdb.Error as error:
-        raise _explain(str(error)) from error
+        raise _explain(str(error), source) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"a text column is not valid UTF-8 ({error.reason})") from error
+        raise InputError(f"{source}: a text column is not valid UTF-8 ({error.reason})") from error
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def _explain(message: str) -> InputError:
+def _explain(message: str, source: str) -> InputError:
     """The one line for the user that an error message of the engine comes down to."""
     named = re.search(r"^\s*file = (.+)$", message, re.MULTILINE)
-    file = named.group(1).strip() if named else "the file"
+    file = named.group(1).strip() if named else source
     line = re.search(r"CSV Error on Line: (\d+)", message)
     row = f"line {line.group(1)}" if line else "some line"
     if "not utf-8" in message.lower() or "invalid unicode" in message.lower():
@@ -202,4 +210,4 @@ def _explain(message: str) -> InputError:
     gzip = re.search(r"GZIP stream: (.+)$", first)
     if gzip:
         return InputError(f"{gzip.group(1)}: the gzip stream is truncated; copy the file again")
-    return InputError(f"the log cannot be read: {first}")
+    return InputError(f"{source}: cannot be read, it may be damaged ({first}); write it again")

@@ -51,13 +51,17 @@ def check_no_leak(prepared: Prepared, split: Split) -> None:
     trained = set(split.train.values.tolist())
     held = (split.validation, split.test)
     targets = [set(part.targets.values.tolist()) for part in held]
-    assert not trained & targets[0] and not trained & targets[1] and not targets[0] & targets[1]
+    assert not trained & targets[0]
+    assert not trained & targets[1]
+    assert not targets[0] & targets[1]
     assert not trained & set(split.test.targets.values.tolist())
     for part in held:
         for user, history, target in zip(part.users, part.histories, part.targets, strict=True):
-            assert len(history) and len(target)
+            assert len(history)
+            assert len(target)
             # items are event numbers, so the order of events is the order of numbers
-            assert (owner[history] == user).all() and (owner[target] == user).all()
+            assert (owner[history] == user).all()
+            assert (owner[target] == user).all()
             begin = prepared.sequences.offsets[user]
             assert history.tolist() == list(range(begin, begin + len(history)))
             assert target.tolist() == list(range(history[-1] + 1, history[-1] + 1 + len(target)))
@@ -72,8 +76,10 @@ def check_no_leak(prepared: Prepared, split: Split) -> None:
 
 def check_refit(split: Split, everyone: set[int]) -> None:
     again = split.refit()
-    assert again.refitted and not split.refitted
-    assert again.test is split.test and len(again.validation) == 0
+    assert again.refitted
+    assert not split.refitted
+    assert again.test is split.test
+    assert len(again.validation) == 0
     trained = set(again.train.values.tolist())
     assert set(split.train.values.tolist()) <= trained
     assert set(split.validation.targets.values.tolist()) <= trained
@@ -184,8 +190,10 @@ def test_cold_targets_stay_and_are_counted() -> None:
 
 def test_representations() -> None:
     split = leave_one_out(make([4, 4]))
-    assert "leave-one-out" in repr(split) and "refitted" in repr(split.refit())
-    assert isinstance(split.test, Holdout) and "2 users" in repr(split.test)
+    assert "leave-one-out" in repr(split)
+    assert "refitted" in repr(split.refit())
+    assert isinstance(split.test, Holdout)
+    assert "2 users" in repr(split.test)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ def test_one_id_in_several_guises() -> None:
     assert texts.encode(asked).tolist() == [1, 1, 1, 1, 1, 2, -1, -1, -1, -1, -1, -1, -1]
     assert numbers.encode(np.array([1.0, np.nan, 5.0])).tolist() == [1, -1, 0]
     assert numbers.encode(np.array([2**63 + 5], dtype=np.uint64)).tolist() == [-1]
-    assert 1 in numbers and "5" in numbers and 2 not in numbers
+    assert 1 in numbers
+    assert "5" in numbers
+    assert 2 not in numbers
 
 
 def test_mixed_ids_become_text() -> None:
