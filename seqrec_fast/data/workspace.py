@@ -200,6 +200,11 @@ def _explain(message: str, source: str) -> InputError:
         )
     if "invalid state" in message or "new_line" in message.split("\n\n")[0]:
         return BadNewlines(f"{file}: {row} cannot be read as CSV; repair its quotes or line ends")
+    if "No space left" in message:
+        return InputError(
+            f"{source}: the temporary folder {tempfile.gettempdir()} is full; free space there, or "
+            f"set TMPDIR to another folder"
+        )
     first = re.sub(r"^[A-Za-z ]*Error: ", "", message.strip().split("\n", 1)[0])
     truncated = re.search(r"No magic bytes found at end of file '(.+)'", first)
     if truncated:

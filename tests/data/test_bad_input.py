@@ -436,3 +436,21 @@ def test_without_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
     with pytest.raises(MissingExtraError, match="pip install"):
         data.prepare(log())
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    import duckdb
+
+    from seqrec_fast.data import workspace
+
+    def fail(*_: Any) -> None:
+        raise duckdb.IOException('IO Error: Could not write file "x": No space left on device')
+
+    monkeypatch.setattr(workspace.Workspace, "row", lambda self, sql: translate())
+
+    def translate() -> None:
+        with workspace.translated("log.csv"):
+            fail()
+
+    with pytest.raises(InputError, match=r"log.csv: the temporary folder .* is full.*TMPDIR"):
+        data.prepare(log())
