@@ -113,6 +113,10 @@ def test_integer_ids_may_come_as_text_and_as_numpy(make: Any) -> None:
     ):
         assert rec.recommend(same)[0].items.tolist() == wanted
     assert rec.recommend([["01001"]])[0].unknown == ("01001",)
+    huge = rec.recommend([[1001, 2**70, 1002, -(2**63), True, None]])[0]
+    assert huge.items.tolist() == wanted
+    assert huge.unknown == (2**70, -(2**63), True, None)
+    assert rec.recommend([[2**70]])[0].unknown == (2**70,)
 
 
 def test_the_whole_history_is_excluded_not_only_the_window(recommender: Recommender) -> None:
