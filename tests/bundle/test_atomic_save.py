@@ -276,10 +276,10 @@ def test_readers_get_one_bundle_or_the_other(saved: Path, content: Bundle, anoth
                 return
             found.add(str(loaded.items.ids[0]))
 
-    readers = [threading.Thread(target=read, args=(n % 2 == 0,)) for n in range(4)]
+    readers = [threading.Thread(target=read, args=(n % 2 == 0,)) for n in range(3)]
     for reader in readers:
         reader.start()
-    for turn in range(60):
+    for turn in range(24):
         bundles.save(another if turn % 2 == 0 else content, saved)
     stop.set()
     for reader in readers:

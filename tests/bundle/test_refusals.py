@@ -75,12 +75,11 @@ def test_a_flipped_bit_is_found(saved: Path, name: str, place: float, bit: int) 
 def test_every_byte_of_the_manifest_counts(saved: Path) -> None:
     original = (saved / "manifest.json").read_bytes()
     for at in range(len(original)):
-        for bit in (0, 2, 5):
-            data = bytearray(original)
-            data[at] ^= 1 << bit
-            (saved / "manifest.json").write_bytes(data)
-            with pytest.raises(BundleError):
-                bundles.load(saved)
+        data = bytearray(original)
+        data[at] ^= 1 << at % 7
+        (saved / "manifest.json").write_bytes(data)
+        with pytest.raises(BundleError):
+            bundles.load(saved)
 
 
 @pytest.mark.parametrize("name", FILES)
