@@ -32,7 +32,7 @@ missing, impossible times). What the folder then holds can be used with the othe
 """
 
 #: a run takes about a minute on two cores with these
-_EPOCHS, _USERS, _ITEMS = 15, 2000, 800
+_EPOCHS, _USERS, _ITEMS = 10, 2000, 800
 _FILTERS: dict[str, Any] = {"min_user_events": 5, "min_item_events": 5}
 _SHOWN_USERS, _SHOWN_ITEMS, _SHOWN_HISTORY = 3, 5, 5
 _TWICE, _BLANK, _IMPOSSIBLE = 0.01, 0.005, 0.002  # shares of the rows that are spoiled
