@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules are drop-in: names, layout and results of torch's, on jagged and padded input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from seqrec_fast import JaggedBatch, nn
+from seqrec_fast.errors import InputError
+
+PAIRS = [(nn.RNN, torch.nn.RNN), (nn.LSTM, torch.nn.LSTM), (nn.GRU, torch.nn.GRU)]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(("mine", "theirs"), PAIRS)
+def test_padded_input_equals_torch(mine: Any, theirs: Any, batch_first: bool) -> None:
+    a = mine(4, 6, 2, batch_first=batch_first).double()
+    b = theirs(4, 6, 2, batch_first=batch_first).double()
+    b.load_state_dict(a.state_dict())
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    rows = 3 if batch_first else 5
+    state: Any = torch.randn(2, rows, 6, dtype=torch.float64)
+    if mine is nn.LSTM:
+        state = (state, torch.randn(2, rows, 6, dtype=torch.float64))
+    for given in (None, state):
+        got, got_state = a(x, given)
+        want, want_state = b(x, given)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(got_state, want_state)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), PAIRS)
+def test_jagged_input_equals_torch_row_by_row(mine: Any, theirs: Any) -> None:
+    a, b = mine(4, 6, 2, bias=False).double(), theirs(4, 6, 2, bias=False).double()
+    a.load_state_dict(b.state_dict())
+    offsets = torch.tensor([0, 3, 3, 8])
+    x = torch.randn(8, 4, dtype=torch.float64)
+    got, _ = a(JaggedBatch(x, offsets))
+    for begin, end in ((0, 3), (3, 8)):
+        torch.testing.assert_close(got.values[begin:end], b(x[begin:end, None])[0][:, 0])
+
+
+def test_dropout_acts_between_layers_in_training_only() -> None:
+    layer = nn.GRU(4, 6, 2, dropout=0.5)
+    x = torch.randn(7, 3, 4)
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+    layer.eval()
+    assert torch.equal(layer(x)[0], layer(x)[0])
+
+
+def test_attention_module_is_causal_and_keeps_rows_apart() -> None:
+    module = nn.CausalSelfAttention(8, heads=2).double().eval()
+    offsets = torch.tensor([0, 4, 7])
+    x = torch.randn(7, 8, dtype=torch.float64)
+    before = module(x, offsets)
+    changed = x.clone()
+    changed[3] += 1.0
+    after = module(changed, offsets)
+    same = [0, 1, 2, 4, 5, 6]
+    torch.testing.assert_close(after[same], before[same], rtol=0, atol=0)
+    assert not torch.allclose(after[3], before[3])
+
+
+def test_clear_errors() -> None:
+    with pytest.raises(InputError, match="hidden_size: must be at least 1"):
+        nn.GRU(4, 0)
+    with pytest.raises(InputError, match="dropout: must be in"):
+        nn.GRU(4, 4, dropout=1.0)
+    with pytest.raises(InputError, match="x: expected a JaggedBatch or three dimensions"):
+        nn.GRU(4, 4)(torch.zeros(2, 4))
+    with pytest.raises(InputError, match="heads: 3 heads do not divide dim 8"):
+        nn.CausalSelfAttention(8, heads=3)
