@@ -174,6 +174,15 @@ def test_a_common_list_and_own_lists_hold_together(
         )
 
 
+def test_the_form_of_a_filter_does_not_change_the_scores(recommender: Recommender) -> None:
+    common = recommender.recommend([["i1"]], k=5, allow=IDS[10:15])[0]
+    gathered = recommender.recommend([["i1"]], k=5, allow=[IDS[10:15]])[0]
+    denied = recommender.recommend([["i1"]], k=5, deny=[IDS[:10] + IDS[15:]])[0]
+    for other in (gathered, denied):
+        assert other.items.tolist() == common.items.tolist()
+        assert other.scores.tolist() == common.scores.tolist()
+
+
 def test_unknown_ids_of_filters_are_reported(recommender: Recommender) -> None:
     answer = recommender.recommend([["i3"]], allow=["i1", "no"], deny=["i9", 5])[0]
     assert answer.items.tolist() == ["i1"]
