@@ -65,6 +65,11 @@ SEQREC_INLINE void store(float* p, Floats<W> v) {
 }
 
 template <int W>
+SEQREC_INLINE void store(std::int32_t* p, Ints<W> v) {
+  *reinterpret_cast<typename Lanes<W>::UnalignedI*>(p) = v;
+}
+
+template <int W>
 SEQREC_INLINE Floats<W> broadcast(float x) {
   return Floats<W>{} + x;
 }

@@ -29,7 +29,8 @@ struct Topk {
   using I = Ints<W>;
   using M = Mask<W>;
 
-  static constexpr std::int64_t kFewQueries = 4;
+  static constexpr std::int64_t kFewQueries = W == 16 ? 8 : 4;
+  static constexpr std::int64_t kPrefetchFloats = 1024;  // a page: 16 items of dimension 64
   static constexpr std::int64_t kChain = 256;
   static constexpr std::int64_t kChunkFloats = 32 * 1024;  // 128 KiB of items: stays in L2
 
@@ -125,7 +126,7 @@ struct Topk {
     s.scores[q * s.capacity + n] = score;
     s.ids[q * s.capacity + n] = id;
     s.count[q] = n + 1;
-    if (n + 1 == s.capacity && n + 1 > p.k) shrink(p, s, q);
+    if (n + 1 == s.limit && n + 1 > p.k) shrink(p, s, q);
   }
 
   /// Items `first .. first + count` of the table, or the ones named by `ids`, side by side.
@@ -143,20 +144,99 @@ struct Topk {
 
   // ------------------------------------------------------------------------------ many queries
 
+  /// Pushes the scores of a tile that beat their thresholds, in order of ascending item.
+  ///
+  /// The outcomes of many comparisons are put into one word first: a loop over its bits mispredicts
+  /// once a word instead of once a vector.
   template <int QV, int IR>
   static SEQREC_NOINLINE void collect_tile(const TopkProblem& p, TopkState& s, std::int64_t q0,
                                            const Rows& rows, std::int64_t row, std::int64_t valid,
                                            const F (&score)[IR][QV]) {
-    for (int r = 0; r < IR && r < valid; ++r) {
-      const std::int32_t id = rows.id(row + r);
-      for (int v = 0; v < QV; ++v) {
-        const std::int64_t first = q0 + v * W;
-        std::uint32_t bits = mask_bits<W>(greater<W>(score[r][v], load<W>(s.threshold + first)));
-        const float* values = reinterpret_cast<const float*>(&score[r][v]);
-        for (; bits; bits &= bits - 1) {
-          const int lane = __builtin_ctz(bits);
-          push(p, s, first + lane, values[lane], id);
-        }
+    constexpr int kVectors = 64 / W;
+    const float* values = reinterpret_cast<const float*>(&score[0][0]);
+    const int count = (valid < IR ? static_cast<int>(valid) : IR) * QV;
+    for (int first = 0; first < count; first += kVectors) {
+      std::uint64_t bits = 0;
+      for (int i = 0; i < kVectors && first + i < count; ++i) {
+        const F threshold = load<W>(s.threshold + q0 + (first + i) % QV * W);
+        const F vector = load<W>(values + (first + i) * W);
+        bits |= std::uint64_t{mask_bits<W>(greater<W>(vector, threshold))} << (i * W);
+      }
+      for (; bits; bits &= bits - 1) {
+        const int at = __builtin_ctzll(bits) + first * W;
+        const std::int64_t q = q0 + at % (QV * W);
+        // The threshold may have risen since the comparison.
+        if (values[at] > s.threshold[q]) push(p, s, q, values[at], rows.id(row + at / (QV * W)));
+      }
+    }
+  }
+
+  /// Keeps all scores of a tile where the candidates of this chunk will begin.
+  template <int QV, int IR>
+  static SEQREC_INLINE void keep_tile(TopkState& s, std::int64_t q0, std::int64_t row,
+                                      std::int64_t valid, const F (&score)[IR][QV]) {
+    const float* values = reinterpret_cast<const float*>(&score[0][0]);
+    const std::int64_t queries = s.num_queries - q0 < QV * W ? s.num_queries - q0 : QV * W;
+    for (std::int64_t q = 0; q < queries; ++q) {
+      float* to = s.scores + (q0 + q) * s.capacity + s.count[q0 + q] + row;
+      for (int r = 0; r < IR; ++r) {
+        if (r < valid) to[r] = values[r * QV * W + q];
+      }
+    }
+  }
+
+  /// Whether all scores of a chunk can simply be kept: there is no threshold yet, but room.
+  static bool keeps_all(const TopkState& s, std::int64_t q0, std::int64_t queries,
+                        std::int64_t rows) {
+    if (rows > kTopkFirst) return false;
+    for (std::int64_t q = q0; q < q0 + queries && q < s.num_queries; ++q) {
+      if (s.threshold[q] > -kInfinity || s.count[q] + rows > s.capacity) return false;
+    }
+    return true;
+  }
+
+  /// Turns the kept scores of a chunk into candidates of query `q`.
+  static SEQREC_NOINLINE void admit(const TopkProblem& p, TopkState& s, std::int64_t q,
+                                    const Rows& rows) {
+    float* scores = s.scores + q * s.capacity + s.count[q];
+    std::int32_t* ids = s.ids + q * s.capacity + s.count[q];
+    for (std::int64_t row = 0; row < rows.count; ++row) ids[row] = rows.id(row);
+    if (p.seen.values) {
+      const std::int64_t end = p.seen.offsets[s.first_query + q + 1];
+      std::int64_t next = s.seen_next[q];
+      for (std::int64_t row = 0; next < end && row < rows.count; ++next) {
+        while (row < rows.count && ids[row] < p.seen.values[next]) ++row;
+        if (row < rows.count && ids[row] == p.seen.values[next]) scores[row] = -kInfinity;
+      }
+      // What lies beyond this chunk is looked at again.
+      while (next > s.seen_next[q] && p.seen.values[next - 1] > ids[rows.count - 1]) --next;
+      s.seen_next[q] = next;
+    }
+    std::int64_t kept = 0;
+    for (std::int64_t row = 0; row < rows.count; ++row) {
+      const float score = scores[row];
+      const std::int32_t id = ids[row];
+      scores[kept] = score;
+      ids[kept] = id;
+      kept += score > -kInfinity;
+    }
+    s.count[q] += kept;
+    if (s.count[q] > p.k) shrink(p, s, q);
+  }
+
+  /// acc[r][v] = the terms from .. to of the scores of a tile, one chain each.
+  template <int QV, int IR>
+  static SEQREC_INLINE void chain_tile(const float* packed, const float* rows, std::int64_t dim,
+                                       std::int64_t from, std::int64_t to, F (&acc)[IR][QV]) {
+    for (int r = 0; r < IR; ++r) {
+      for (int v = 0; v < QV; ++v) acc[r][v] = F{};
+    }
+    for (std::int64_t d = from; d < to; ++d) {
+      F query[QV];
+      for (int v = 0; v < QV; ++v) query[v] = load<W>(packed + (d * QV + v) * W);
+      for (int r = 0; r < IR; ++r) {
+        const F item = broadcast<W>(rows[r * dim + d]);
+        for (int v = 0; v < QV; ++v) acc[r][v] += query[v] * item;
       }
     }
   }
@@ -164,31 +244,27 @@ struct Topk {
   template <int QV, int IR>
   static SEQREC_INLINE void multiply_tile(const float* packed, const float* rows, std::int64_t dim,
                                           F (&score)[IR][QV]) {
-    for (std::int64_t from = 0; from < dim; from += kChain) {
+    chain_tile<QV, IR>(packed, rows, dim, 0, dim < kChain ? dim : kChain, score);
+    for (std::int64_t from = kChain; from < dim; from += kChain) {
       const std::int64_t to = from + kChain < dim ? from + kChain : dim;
-      F acc[IR][QV] = {};
-      for (std::int64_t d = from; d < to; ++d) {
-        F query[QV];
-        for (int v = 0; v < QV; ++v) query[v] = load<W>(packed + (d * QV + v) * W);
-        for (int r = 0; r < IR; ++r) {
-          const F item = broadcast<W>(rows[r * dim + d]);
-          for (int v = 0; v < QV; ++v) acc[r][v] += query[v] * item;
-        }
-      }
-      if (from == 0) {
-        for (int r = 0; r < IR; ++r) {
-          for (int v = 0; v < QV; ++v) score[r][v] = acc[r][v];
-        }
-      } else {
-        for (int r = 0; r < IR; ++r) {
-          for (int v = 0; v < QV; ++v) score[r][v] += acc[r][v];
-        }
+      F acc[IR][QV];
+      chain_tile<QV, IR>(packed, rows, dim, from, to, acc);
+      for (int r = 0; r < IR; ++r) {
+        for (int v = 0; v < QV; ++v) score[r][v] += acc[r][v];
       }
     }
   }
 
-  /// One register tile: IR items against QV vectors of queries.
+  /// A copy, so that the compiler can hold the tile itself in registers.
   template <int QV, int IR>
+  static SEQREC_INLINE void copy_tile(const F (&from)[IR][QV], F (&to)[IR][QV]) {
+    for (int r = 0; r < IR; ++r) {
+      for (int v = 0; v < QV; ++v) to[r][v] = from[r][v];
+    }
+  }
+
+  /// One register tile: IR items against QV vectors of queries.
+  template <int QV, int IR, bool kKeep>
   static SEQREC_INLINE void scan_tile(const TopkProblem& p, TopkState& s, std::int64_t q0,
                                       const Rows& rows, std::int64_t row, const float* data,
                                       std::int64_t valid) {
@@ -200,60 +276,97 @@ struct Topk {
         for (int v = 0; v < QV; ++v) score[r][v] += bias;
       }
     }
+    if constexpr (kKeep) {
+      F kept[IR][QV];
+      copy_tile<QV, IR>(score, kept);
+      keep_tile<QV, IR>(s, q0, row, valid, kept);
+      return;
+    }
     M any{};
     for (int v = 0; v < QV; ++v) {
       const F threshold = load<W>(s.threshold + q0 + v * W);
       for (int r = 0; r < IR; ++r) any |= greater<W>(score[r][v], threshold);
     }
     if (__builtin_expect(mask_bits<W>(any) != 0, 0)) {
-      F kept[IR][QV];  // a copy, so that `score` itself can live in registers
-      for (int r = 0; r < IR; ++r) {
-        for (int v = 0; v < QV; ++v) kept[r][v] = score[r][v];
-      }
+      F kept[IR][QV];
+      copy_tile<QV, IR>(score, kept);
       collect_tile<QV, IR>(p, s, q0, rows, row, valid, kept);
     }
   }
 
-  template <int QV, int IR>
-  static SEQREC_NOINLINE void scan_queries(const TopkProblem& p, TopkState& s, std::int64_t q0,
-                                           const Rows& rows, const float* tail) {
+  template <int QV, int IR, bool kKeep>
+  static SEQREC_NOINLINE void scan_tiles(const TopkProblem& p, TopkState& s, std::int64_t q0,
+                                         const Rows& rows, const float* tail) {
     std::int64_t row = 0;
     for (; row + IR <= rows.count; row += IR) {
-      scan_tile<QV, IR>(p, s, q0, rows, row, rows.data + row * p.dim, IR);
+      scan_tile<QV, IR, kKeep>(p, s, q0, rows, row, rows.data + row * p.dim, IR);
     }
-    for (; row < rows.count; row += IR) {
-      const std::int64_t last = tail_start(rows.count);
-      scan_tile<QV, IR>(p, s, q0, rows, row, tail + (row - last) * p.dim, rows.count - row);
+    if (row < rows.count) {
+      const std::int64_t copied = row - tail_start(rows.count);
+      scan_tile<QV, IR, kKeep>(p, s, q0, rows, row, tail + copied * p.dim, rows.count - row);
     }
+  }
+
+  template <int QV, int IR>
+  static void scan_queries(const TopkProblem& p, TopkState& s, std::int64_t q0, const Rows& rows,
+                           const float* tail) {
+    if (!keeps_all(s, q0, QV * W, rows.count)) {
+      return scan_tiles<QV, IR, false>(p, s, q0, rows, tail);
+    }
+    scan_tiles<QV, IR, true>(p, s, q0, rows, tail);
+    for (std::int64_t q = q0; q < q0 + QV * W && q < s.num_queries; ++q) admit(p, s, q, rows);
   }
 
   // ------------------------------------------------------------------------------ few queries
 
+  /// Asks for a later tile, in the order of memory, while columns d .. d + 4 of this one are used.
+  ///
+  /// The columns of a tile are read across its rows, a pattern that prefetchers do not recognise.
+  template <int R>
+  static SEQREC_INLINE void prefetch_rows(const float* rows, std::int64_t dim, std::int64_t d) {
+    const std::int64_t ahead = R * dim <= kPrefetchFloats ? 2 : 1;  // tiles
+    const float* next = rows + ahead * R * dim + d * R;
+    for (int line = 0; line < R * 4; line += 16) __builtin_prefetch(next + line);
+  }
+
+  /// The same with G vectors of items in the lanes and QR queries broadcast.
+  template <int QR, int G>
+  static SEQREC_INLINE void chain_lanes(const float* const (&query)[QR], const float* rows,
+                                        std::int64_t dim, std::int64_t from, std::int64_t to,
+                                        F (&acc)[G][QR]) {
+    for (int g = 0; g < G; ++g) {
+      for (int q = 0; q < QR; ++q) acc[g][q] = F{};
+    }
+    std::int64_t d = from;
+    for (; d + 4 <= to; d += 4) {
+      for (int g = 0; g < G; ++g) {
+        F column[4];
+        transpose4<W>(rows + g * W * dim + d, dim, column);
+        for (int j = 0; j < 4; ++j) {
+          for (int q = 0; q < QR; ++q) acc[g][q] += broadcast<W>(query[q][d + j]) * column[j];
+        }
+      }
+      prefetch_rows<G * W>(rows, dim, d);
+    }
+    for (; d < to; ++d) {
+      for (int g = 0; g < G; ++g) {
+        F column{};
+        for (int i = 0; i < W; ++i) column[i] = rows[(g * W + i) * dim + d];
+        for (int q = 0; q < QR; ++q) acc[g][q] += broadcast<W>(query[q][d]) * column;
+      }
+    }
+  }
+
   template <int QR, int G>
   static SEQREC_INLINE void multiply_lanes(const float* const (&query)[QR], const float* rows,
                                            std::int64_t dim, F (&score)[G][QR]) {
-    for (std::int64_t from = 0; from < dim; from += kChain) {
+    chain_lanes<QR, G>(query, rows, dim, 0, dim < kChain ? dim : kChain, score);
+    for (std::int64_t from = kChain; from < dim; from += kChain) {
       const std::int64_t to = from + kChain < dim ? from + kChain : dim;
-      F acc[G][QR] = {};
-      std::int64_t d = from;
-      for (; d + 4 <= to; d += 4) {
-        for (int g = 0; g < G; ++g) {
-          F column[4];
-          transpose4<W>(rows + g * W * dim + d, dim, column);
-          for (int j = 0; j < 4; ++j) {
-            for (int q = 0; q < QR; ++q) acc[g][q] += broadcast<W>(query[q][d + j]) * column[j];
-          }
-        }
-      }
-      for (; d < to; ++d) {
-        for (int g = 0; g < G; ++g) {
-          F column;
-          for (int i = 0; i < W; ++i) column[i] = rows[(g * W + i) * dim + d];
-          for (int q = 0; q < QR; ++q) acc[g][q] += broadcast<W>(query[q][d]) * column;
-        }
-      }
+      F acc[G][QR];
+      chain_lanes<QR, G>(query, rows, dim, from, to, acc);
       for (int g = 0; g < G; ++g) {
-        for (int q = 0; q < QR; ++q) score[g][q] = from == 0 ? acc[g][q] : score[g][q] + acc[g][q];
+        for (int q = 0; q < QR; ++q) score[g][q] += acc[g][q];
       }
     }
   }
@@ -298,7 +411,7 @@ struct Topk {
   template <int QR>
   static SEQREC_NOINLINE void scan_items(const TopkProblem& p, TopkState& s, std::int64_t q0,
                                          const Rows& rows, const float* tail) {
-    constexpr int kItems = QR == 1 ? 32 : 16;
+    constexpr int kItems = 16;
     constexpr int G = kItems / W;
     const float* query[QR];
     for (int q = 0; q < QR; ++q) query[q] = p.queries + (s.first_query + q0 + q) * p.dim;
@@ -306,9 +419,9 @@ struct Topk {
     for (; row + kItems <= rows.count; row += kItems) {
       scan_lanes<QR, G>(p, s, q0, query, rows, row, rows.data + row * p.dim, kItems);
     }
-    for (; row < rows.count; row += kItems) {
-      const std::int64_t last = tail_start(rows.count);
-      scan_lanes<QR, G>(p, s, q0, query, rows, row, tail + (row - last) * p.dim, rows.count - row);
+    if (row < rows.count) {
+      const std::int64_t copied = row - tail_start(rows.count);
+      scan_lanes<QR, G>(p, s, q0, query, rows, row, tail + copied * p.dim, rows.count - row);
     }
   }
 
@@ -319,18 +432,15 @@ struct Topk {
     return count > kTopkRowPad ? count - kTopkRowPad : 0;
   }
 
+  template <int QR>
+  static void scan_few(const TopkProblem& p, TopkState& s, const Rows& rows, const float* tail) {
+    if (s.num_queries == QR) return scan_items<QR>(p, s, 0, rows, tail);
+    if constexpr (QR < kFewQueries) return scan_few<QR + 1>(p, s, rows, tail);
+  }
+
   static void scan_chunk(const TopkProblem& p, TopkState& s, const Rows& rows, const float* tail) {
     if (s.num_queries <= kFewQueries) {
-      switch (s.num_queries) {
-        case 1:
-          return scan_items<1>(p, s, 0, rows, tail);
-        case 2:
-          return scan_items<2>(p, s, 0, rows, tail);
-        case 3:
-          return scan_items<3>(p, s, 0, rows, tail);
-        default:
-          return scan_items<4>(p, s, 0, rows, tail);
-      }
+      return scan_few<1>(p, s, rows, tail);
     }
     const std::int64_t vectors = (s.num_queries + W - 1) / W;
     for (std::int64_t v = 0; v < vectors;) {
@@ -352,9 +462,13 @@ struct Topk {
 
   /// Scans the items begin .. end for the queries of the state. Calls come in ascending order.
   static void scan(const TopkProblem& p, TopkState& s, std::int64_t begin, std::int64_t end) {
-    const std::int64_t step = chunk_rows(p.dim);
-    for (std::int64_t from = begin; from < end; from += step) {
-      const std::int64_t to = from + step < end ? from + step : end;
+    std::int64_t to = begin;
+    for (std::int64_t from = begin; from < end; from = to) {
+      // A short first chunk, as long as all scores are kept.
+      const bool first = from == 0 && s.num_queries > kFewQueries;
+      const std::int64_t most = chunk_rows(p.dim);
+      const std::int64_t step = first && most > kTopkFirst ? kTopkFirst : most;
+      to = from + step < end ? from + step : end;
       if (s.shared_bound) import_bounds(s);
       Rows rows = {p.items + from * p.dim, p.bias ? p.bias + from : nullptr, nullptr,
                    static_cast<std::int32_t>(from), to - from};

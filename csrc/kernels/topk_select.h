@@ -70,18 +70,39 @@ SEQREC_INLINE std::int64_t count_equal_up_to(const float* scores, const std::int
   return -sum_lanes<W>(negative);
 }
 
+template <int W>
+SEQREC_INLINE float least(const float* scores, std::int64_t n) {
+  float low = kInfinity;
+  std::int64_t i = 0;
+  if (n >= W) {
+    Floats<W> lowest = load<W>(scores);
+    for (i = W; i + W <= n; i += W) {
+      const Floats<W> other = load<W>(scores + i);
+      lowest = other < lowest ? other : lowest;
+    }
+    for (int lane = 0; lane < W; ++lane) low = lowest[lane] < low ? lowest[lane] : low;
+  }
+  for (; i < n; ++i) low = scores[i] < low ? scores[i] : low;
+  return low;
+}
+
 /// Moves the best `k` of `n > k` candidates to the front, without changing their order.
 ///
 /// Returns the score of the worst of them. The arrays have room up to the next multiple of W.
 template <int W>
 SEQREC_NOINLINE inline float keep_best(float* scores, std::int32_t* ids, std::int64_t n,
                                        std::int64_t k) {
-  float low = scores[0], high = scores[0];
-  for (std::int64_t i = 1; i < n; ++i) {
-    low = scores[i] < low ? scores[i] : low;
-    high = scores[i] > high ? scores[i] : high;
-  }
   const std::int64_t padded = pad_candidates<W>(scores, ids, n);
+  const float low = least<W>(scores, n);
+  float high = -kInfinity;
+  {
+    Floats<W> highest = load<W>(scores);
+    for (std::int64_t i = W; i < padded; i += W) {
+      const Floats<W> other = load<W>(scores + i);
+      highest = other > highest ? other : highest;
+    }
+    for (int i = 0; i < W; ++i) high = highest[i] > high ? highest[i] : high;
+  }
   // Invariant: at least k candidates reach `lo`, fewer than k exceed `hi`.
   std::int64_t lo = ordered(low), hi = ordered(high), reach = n;
   while (lo < hi && reach != k) {
@@ -112,21 +133,56 @@ SEQREC_NOINLINE inline float keep_best(float* scores, std::int32_t* ids, std::in
     }
     last_id = static_cast<std::int32_t>(to);
   }
-  float worst = kInfinity;
   std::int64_t kept = 0;
   for (std::int64_t i = 0; i < n; ++i) {
     const float score = scores[i];
     const std::int32_t id = ids[i];
-    const bool keep = (score > value) | ((score == value) & (id <= last_id));
     scores[kept] = score;
     ids[kept] = id;
-    kept += keep;
-    worst = keep & (score < worst) ? score : worst;
+    kept += (score > value) | ((score == value) & (id <= last_id));
   }
-  return worst;
+  return least<W>(scores, kept);
 }
 
 inline constexpr std::int64_t kRankSortLimit = 256;
+
+/// How many of the n candidates are better than each of them.
+///
+/// With kTies, an equal score with a lower id is better; without, only a higher score.
+template <int W, bool kTies>
+SEQREC_INLINE void count_better(const float* scores, const std::int32_t* ids, std::int64_t n,
+                                std::int64_t padded, std::int32_t* better) {
+  for (std::int64_t i = 0; i < padded; i += W) {
+    const Floats<W> score = load<W>(scores + i);
+    const Ints<W> id = load<W>(ids + i);
+    Ints<W> negative{};
+    for (std::int64_t j = 0; j < n; ++j) {
+      const Floats<W> other = broadcast<W>(scores[j]);
+      negative += other > score;
+      if constexpr (kTies) negative += (other == score) & (broadcast<W>(ids[j]) < id);
+    }
+    store<W>(better + i, -negative);
+  }
+}
+
+/// Sorts up to kRankSortLimit candidates: the place of each is the number of better ones.
+///
+/// Quadratic, but all in lanes and free of branches.
+template <int W>
+SEQREC_NOINLINE inline void rank_candidates(float* scores, std::int32_t* ids, std::int64_t n,
+                                            float* out_scores, std::int64_t* out_ids) {
+  alignas(64) std::int32_t better[kRankSortLimit + W];
+  const std::int64_t padded = pad_candidates<W>(scores, ids, n);
+  count_better<W, false>(scores, ids, n, padded, better);
+  std::int64_t sum = 0;
+  for (std::int64_t i = 0; i < n; ++i) sum += better[i];
+  // Ties leave gaps: then the places do not add up to 0 + 1 + … + (n - 1).
+  if (sum != n * (n - 1) / 2) count_better<W, true>(scores, ids, n, padded, better);
+  for (std::int64_t i = 0; i < n; ++i) {
+    out_scores[better[i]] = scores[i];
+    out_ids[better[i]] = ids[i];
+  }
+}
 
 /// Writes the best k of n candidates in order, then -inf and -1 up to k places.
 ///
@@ -139,20 +195,7 @@ inline void finish_topk(float* scores, std::int32_t* ids, std::int64_t n, std::i
     n = k;
   }
   if (n <= kRankSortLimit) {
-    // The place of a candidate is the number of better ones; quadratic, but all in lanes.
-    const std::int64_t padded = pad_candidates<W>(scores, ids, n);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const Floats<W> score = broadcast<W>(scores[i]);
-      const Ints<W> id = broadcast<W>(ids[i]);
-      Ints<W> negative{};
-      for (std::int64_t j = 0; j < padded; j += W) {
-        const Floats<W> other = load<W>(scores + j);
-        negative += (other > score) | ((other == score) & (load<W>(ids + j) < id));
-      }
-      const std::int64_t place = -sum_lanes<W>(negative);
-      out_scores[place] = scores[i];
-      out_ids[place] = ids[i];
-    }
+    rank_candidates<W>(scores, ids, n, out_scores, out_ids);
   } else {
     order_candidates(scores, ids, n, out_scores, out_ids);
   }

@@ -23,24 +23,26 @@ struct TopkProblem {
 
 /// The memory of one thread while it scans items for the queries first_query .. + num_queries.
 ///
-/// Candidates of a query lie in order of ascending item until the buffer is full; then the best k
-/// stay, and the k-th of them becomes the threshold that later scores have to beat.
+/// Candidates of a query lie in order of ascending item. When they reach `limit`, the best k stay
+/// and the k-th of them becomes the threshold that later scores have to beat.
 struct TopkState {
   std::int64_t first_query;
   std::int64_t num_queries;
-  std::int64_t capacity;    // candidates a query, a multiple of kTopkPad, above k or >= num_items
-  float* packed;            // [padded_queries, dim], in the order that the kernel reads
-  float* threshold;         // [padded_queries]
-  float* scores;            // [num_queries, capacity]
-  std::int32_t* ids;        // [num_queries, capacity]
-  std::int64_t* count;      // [num_queries]
-  std::int64_t* seen_next;  // [num_queries]: the next of `seen` that the scan can meet
-  float* rows;              // [chunk_rows + kTopkRowPad, dim]
-  float* row_bias;          // [chunk_rows + kTopkRowPad]
-  std::int32_t* row_ids;    // [chunk_rows + kTopkRowPad]
+  std::int64_t limit;          // candidates at which a list is cut down: above k, or >= num_items
+  std::int64_t capacity;       // room for each list: a multiple of kTopkPad, at least `limit`
+  float* packed;               // [padded_queries, dim], in the order that the kernel reads
+  float* threshold;            // [padded_queries]
+  float* scores;               // [num_queries, capacity]
+  std::int32_t* ids;           // [num_queries, capacity]
+  std::int64_t* count;         // [num_queries]
+  std::int64_t* seen_next;     // [num_queries]: the next of `seen` that the scan can meet
+  float* rows;                 // [chunk_rows + kTopkRowPad, dim]
+  float* row_bias;             // [chunk_rows + kTopkRowPad]
+  std::int32_t* row_ids;       // [chunk_rows + kTopkRowPad]
   std::int32_t* shared_bound;  // [all queries of the problem], or null when one thread works alone
 };
 
+inline constexpr std::int64_t kTopkFirst = 480;  // items whose scores are all kept at first
 inline constexpr std::int64_t kTopkPad = 16;     // the widest vector, in floats
 inline constexpr std::int64_t kTopkRowPad = 32;  // the most items in one register tile
 inline constexpr std::int64_t kTopkQueryPad = 48;

@@ -25,13 +25,14 @@ std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
 class Workspace {
  public:
   Workspace(const TopkProblem& p, const KernelTable& table, std::int64_t queries,
-            std::int64_t capacity, std::int32_t* bound) {
+            std::int64_t limit, std::int64_t capacity, std::int32_t* bound) {
     const std::int64_t padded = round_up(queries, kTopkQueryPad);
     const std::int64_t rows = std::min(table.topk_chunk_rows(p.dim), p.num_items) + kTopkRowPad;
     floats_ = AlignedBuffer<float>(size(padded * p.dim) + size(padded) + size(queries * capacity) +
                                    size(rows * p.dim) + size(rows));
     ints_ = AlignedBuffer<std::int32_t>(size(queries * capacity) + size(rows));
     longs_ = AlignedBuffer<std::int64_t>(size(queries) * 2);
+    state_.limit = limit;
     state_.capacity = capacity;
     state_.packed = take(floats_, float_used_, padded * p.dim);
     state_.threshold = take(floats_, float_used_, padded);
@@ -75,6 +76,7 @@ struct Plan {
   const TopkProblem& p;
   const KernelTable& table;
   int threads;
+  std::int64_t limit;
   std::int64_t capacity;
   std::int64_t group;
   float* out_scores;
@@ -91,7 +93,7 @@ void split_queries(const Plan& plan) {
   const std::int64_t groups = (p.num_queries + plan.group - 1) / plan.group;
   std::atomic<std::int64_t> next{0};
   parallel(std::min<std::int64_t>(plan.threads, groups), plan.threads, [&](std::int64_t) {
-    Workspace work(p, plan.table, plan.group, plan.capacity, nullptr);
+    Workspace work(p, plan.table, plan.group, plan.limit, plan.capacity, nullptr);
     for (;;) {
       const std::int64_t first = next.fetch_add(1, std::memory_order_relaxed) * plan.group;
       if (first >= p.num_queries) return;
@@ -119,7 +121,8 @@ void split_items(const Plan& plan) {
     parallel(plan.threads, plan.threads, [&](std::int64_t worker) {
       auto& mine = work[static_cast<std::size_t>(worker)];
       if (!mine) {
-        mine = std::make_unique<Workspace>(p, plan.table, plan.group, plan.capacity, bound.data());
+        mine = std::make_unique<Workspace>(p, plan.table, plan.group, plan.limit, plan.capacity,
+                                           bound.data());
       }
       mine->begin(p, plan.table, first, queries);
       for (;;) {
@@ -183,8 +186,9 @@ void score_topk(const TopkProblem& problem, int threads, const KernelTable& tabl
     if (!seen.empty()) p.seen.values = seen.data();
   }
   // Twice k, so that a list is cut down once in k candidates; never more than there are items.
-  const std::int64_t room = std::max(2 * std::min(p.k, p.num_items), std::int64_t{64});
-  const std::int64_t capacity = round_up(std::max<std::int64_t>(room, 1), kTopkPad);
+  const std::int64_t limit = std::max(2 * std::min(p.k, p.num_items), std::int64_t{64});
+  const std::int64_t capacity =
+      round_up(std::max(limit, std::min(kTopkFirst, p.num_items)), kTopkPad);
 
   // On one thread: about 30 multiply-adds a nanosecond, or 12 bytes of items.
   const double flops = static_cast<double>(p.num_queries) * static_cast<double>(p.num_items) *
@@ -192,7 +196,7 @@ void score_topk(const TopkProblem& problem, int threads, const KernelTable& tabl
   const double bytes = 4.0 * static_cast<double>(p.num_items) * static_cast<double>(p.dim);
   const int worth = threads_worth(std::max(flops / 30.0, bytes / 12.0), threads);
 
-  Plan plan{p, table, worth, capacity, 1, out_scores, out_ids};
+  Plan plan{p, table, worth, limit, capacity, 1, out_scores, out_ids};
   const bool own = worth == 1 || p.num_queries >= kOwnQueries * worth;
   const std::int64_t lists = own ? 1 : worth;  // of each query, in the split of items
   const std::int64_t fit = std::max<std::int64_t>(1, kScratchBytes / (lists * capacity * 8));
