@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score + bias + exclude + top-k: the best items of every query under an inner product.
+
+``score[q, i] = queries[q] · items[i] + bias[i]``; blocked and seen items are left out, and the
+``k`` best of the rest are returned. :func:`score_topk_reference` is the definition, in plain torch
+and any floating dtype; on the CPU in float32 :func:`score_topk` runs the native kernel, which never
+holds a queries × items matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqrec_fast import native
+from seqrec_fast.errors import InputError
+from seqrec_fast.jagged import JaggedBatch
+from seqrec_fast.ops._backend import choose_backend
+
+__all__ = ["score_topk", "score_topk_reference"]
+
+_SCORES_AT_ONCE = 1 << 25  # elements of one block of the score matrix in the reference
+
+
+def score_topk(
+    queries: Tensor,
+    items: Tensor,
+    *,
+    bias: Tensor | None = None,
+    seen: JaggedBatch[Any] | None = None,
+    blocked: Tensor | None = None,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` best items of every query.
+
+    Items come by descending score, at equal scores the lower index first. Scores that are NaN or
+    -inf are never chosen. No gradient flows through this operation.
+
+    Args:
+        queries: floating ``[queries, dim]``.
+        items: ``[items, dim]``, of the dtype and on the device of ``queries``.
+        bias: ``[items]``, added to the scores, of the same dtype.
+        seen: one row a query: item indices hidden from that query (numpy or torch).
+        blocked: bool ``[items]``: where true, hidden from all queries.
+        k: how many items a query gets, at least 1; may exceed the number of items.
+
+    Returns:
+        Scores ``[queries, k]`` in the dtype of ``queries`` and item indices int64 ``[queries, k]``,
+        filled up with ``-inf`` and ``-1`` where fewer items can be chosen.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit, an index is out of range, or
+            ``SEQREC_FAST_BACKEND`` forces a backend that cannot run.
+    """
+    _check(queries, items, bias, seen, blocked, k)
+    with torch.no_grad():
+        if choose_backend("score_topk", queries.device, queries.dtype) == "reference":
+            return score_topk_reference(queries, items, bias=bias, seen=seen, blocked=blocked, k=k)
+        scores, ids = native.score_topk(
+            queries.numpy(),
+            items.numpy(),
+            k,
+            bias=None if bias is None else bias.numpy(),
+            seen=None if seen is None else seen.to_numpy(),
+            blocked=None if blocked is None else blocked.numpy(),
+        )
+        return torch.from_numpy(scores), torch.from_numpy(ids)
+
+
+def score_topk_reference(
+    queries: Tensor,
+    items: Tensor,
+    *,
+    bias: Tensor | None = None,
+    seen: JaggedBatch[Any] | None = None,
+    blocked: Tensor | None = None,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The definition of :func:`score_topk`, in plain torch, any floating dtype and device.
+
+    The arguments, the result and the errors are those of :func:`score_topk`.
+    """
+    _check(queries, items, bias, seen, blocked, k)
+    count, kept = len(items), min(k, len(items))
+    scores = queries.new_full((len(queries), k), -torch.inf)
+    ids = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
+    hidden = None if seen is None else seen.to_torch(queries.device)
+    step = max(1, _SCORES_AT_ONCE // max(1, count))
+    for begin in range(0, len(queries), step):
+        end = min(begin + step, len(queries))
+        block = queries[begin:end] @ items.T
+        if bias is not None:
+            block = block + bias
+        mask = block.isnan()
+        if blocked is not None:
+            mask = mask | blocked
+        if hidden is not None:
+            first, last = int(hidden.offsets[begin]), int(hidden.offsets[end])
+            lengths = hidden.offsets[begin + 1 : end + 1] - hidden.offsets[begin:end]
+            rows = torch.arange(end - begin, device=block.device).repeat_interleave(lengths)
+            mask[rows, hidden.values[first:last].long()] = True
+        block = block.masked_fill(mask, -torch.inf)
+        ordered, order = block.sort(dim=1, descending=True, stable=True)
+        scores[begin:end, :kept] = ordered[:, :kept]
+        ids[begin:end, :kept] = order[:, :kept].where(ordered[:, :kept] > -torch.inf, -1)
+    return scores, ids
+
+
+def _check(
+    queries: Tensor,
+    items: Tensor,
+    bias: Tensor | None,
+    seen: JaggedBatch[Any] | None,
+    blocked: Tensor | None,
+    k: int,
+) -> None:
+    if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1]:
+        raise InputError(
+            f"queries, items: expected [queries, dim] and [items, dim], found "
+            f"{tuple(queries.shape)} and {tuple(items.shape)}"
+        )
+    if items.shape[1] < 1:
+        raise InputError("items: expected at least 1 column, found 0")
+    if not queries.is_floating_point():
+        raise InputError(f"queries: expected a floating dtype, found {queries.dtype}")
+    for name, tensor in (("items", items), ("bias", bias)):
+        if tensor is not None and tensor.dtype != queries.dtype:
+            raise InputError(
+                f"{name}: expected {queries.dtype} like queries, found {tensor.dtype}; convert it"
+            )
+    for name, tensor in (("items", items), ("bias", bias), ("blocked", blocked)):
+        if tensor is not None and tensor.device != queries.device:
+            raise InputError(
+                f"{name}: expected on {queries.device} like queries, found on {tensor.device}"
+            )
+    for name, tensor in (("bias", bias), ("blocked", blocked)):
+        if tensor is not None and tuple(tensor.shape) != (len(items),):
+            raise InputError(
+                f"{name}: expected one number an item ({len(items)}), found shape "
+                f"{tuple(tensor.shape)}"
+            )
+    if blocked is not None and blocked.dtype != torch.bool:
+        raise InputError(f"blocked: expected bool, found {blocked.dtype}; convert it")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(f"k: expected a whole number of at least 1, found {k!r}")
+    if seen is not None:
+        _check_seen(seen, len(queries), len(items))
+
+
+def _check_seen(seen: JaggedBatch[Any], queries: int, items: int) -> None:
+    if len(seen) != queries:
+        raise InputError(f"seen: expected one row a query ({queries}), found {len(seen)} rows")
+    if not seen.tokens:
+        return
+    if str(seen.values.dtype).removeprefix("torch.") not in ("int32", "int64"):
+        raise InputError(f"seen: expected int32 or int64 item indices, found {seen.values.dtype}")
+    low, high = int(seen.values.min()), int(seen.values.max())
+    if low < 0 or high >= items:
+        raise InputError(
+            f"seen: found item {low if low < 0 else high}, but the items are 0 to {items - 1}; "
+            "encode the ids first"
+        )
