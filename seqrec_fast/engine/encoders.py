@@ -285,8 +285,9 @@ def _sigmoid(x: Float) -> Float:
 
 def _gelu(x: Float) -> Float:
     root = np.float32(math.sqrt(2.0 / math.pi))
-    inner: Float = root * (x + np.float32(0.044715) * x * x * x)
-    result: Float = np.float32(0.5) * x * (np.float32(1.0) + np.tanh(inner))
+    inner = root * (x + np.float32(0.044715) * x * x * x)
+    half = np.float32(0.5) * x
+    result: Float = half + half * np.tanh(inner)
     return result
 
 

@@ -7,9 +7,11 @@ is one chunk of logits, whatever the number of tokens. As the loss is a weighted
 losses, its gradients are known up to one factor in the forward pass, so that nothing is computed
 twice (the scheme of Hsu et al. 2024, "Liger Kernel", section 3).
 
-The sampled form scores a token's target against ``negatives`` shared by the whole call, with the
-logQ correction of Bengio and Senecal (2008): each logit minus the log of how often its item is
-expected among the candidates, which makes the sampled softmax consistent with the full one.
+The sampled form scores a token's target against ``negatives`` shared by the whole call. The logQ
+correction (Bengio and Senecal 2008) takes from each negative's logit the log of how often its item
+is expected among the samples, which makes the sum over the samples an unbiased estimate of the sum
+over all other items. The target is there for certain, so its own logit needs no correction; the
+classical form, which corrects it too, is had by giving ``log_q_targets``.
 """
 
 from __future__ import annotations
@@ -115,8 +117,8 @@ def sampled_cross_entropy(
     negatives: Tensor,
     bias: Tensor | None = None,
     *,
-    log_q_targets: Tensor | None = None,
     log_q_negatives: Tensor | None = None,
+    log_q_targets: Tensor | None = None,
     token_weights: Tensor | None = None,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> Tensor:
@@ -130,9 +132,9 @@ def sampled_cross_entropy(
         targets: int64 ``[tokens]``.
         negatives: int64 ``[samples]``, drawn once for the whole call.
         bias: ``[items]`` or None.
-        log_q_targets: ``[tokens]``, log of the expected count of each target among the samples;
-            None leaves the correction out.
-        log_q_negatives: ``[samples]``, the same for the negatives; given with ``log_q_targets``.
+        log_q_negatives: ``[samples]``, log of the expected count of each negative among the
+            samples; None leaves the correction out.
+        log_q_targets: ``[tokens]``, the same for the targets; None leaves their logits as they are.
         token_weights: as in :func:`linear_cross_entropy`.
         chunk_logits: logits held at once.
 
@@ -140,11 +142,11 @@ def sampled_cross_entropy(
         A scalar, differentiable in ``hidden``, ``weight`` and ``bias``.
 
     Raises:
-        InputError: shapes do not fit, or only one half of the correction is given.
+        InputError: shapes do not fit, or only the targets are corrected.
     """
     _check(hidden, weight, targets, bias)
-    if (log_q_targets is None) != (log_q_negatives is None):
-        raise InputError("log_q_targets, log_q_negatives: give both or neither")
+    if log_q_targets is not None and log_q_negatives is None:
+        raise InputError("log_q_targets: corrects nothing without log_q_negatives; give both")
     if negatives.ndim != 1 or negatives.shape[0] < 1:
         raise InputError(
             f"negatives: expected int64 [samples] with at least one, found {tuple(negatives.shape)}"

@@ -115,7 +115,6 @@ def make_objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> O
             targets,
             drawn,
             model.output_bias,
-            log_q_targets=log_q[targets],
             log_q_negatives=log_q[drawn],
             token_weights=weights,
         )

@@ -16,7 +16,7 @@ LOSSES = ("cross_entropy", "sampled_softmax", "bce")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 
-_LEARNING_RATES = {"adamw": 1e-3, "sgd": 1.0}
+_LEARNING_RATES = {"adamw": 1e-3, "sgd": 0.3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class TrainingOptions:
         0.5, "negatives are drawn by popularity to this power; 0 is uniform"
     )
     optimizer: str = option("adamw", "optimiser", OPTIMIZERS)
-    learning_rate: float | None = option(None, "step size (default: 0.001 adamw, 1.0 sgd)")
+    learning_rate: float | None = option(None, "step size (default: 0.001 adamw, 0.3 sgd)")
     weight_decay: float = option(0.0, "decoupled weight decay")
     momentum: float = option(0.9, "momentum (sgd)")
     schedule: str = option("constant", "course of the learning rate", SCHEDULES)

@@ -165,7 +165,7 @@ def test_clear_errors() -> None:
         linear_cross_entropy(hidden, weight[:, :1], targets)
     with pytest.raises(InputError, match="bias: expected"):
         linear_cross_entropy(hidden, weight, targets, bias[:2])
-    with pytest.raises(InputError, match="give both or neither"):
+    with pytest.raises(InputError, match="corrects nothing without log_q_negatives"):
         sampled_cross_entropy(
             hidden, weight, targets, targets, log_q_targets=torch.zeros(3, dtype=torch.float64)
         )
