@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from seqrec_fast.errors import InputError
@@ -100,7 +101,7 @@ class _Fit:
                     f"{self.checkpoint}: the checkpoint is of other data or other options; give "
                     "the same ones, or start without resume"
                 )
-        validation = self.split.validation if len(self.split.validation.targets) else None
+        validation = self._validation() if len(self.split.validation) else None
         select = self._phase("select", self.split, self.training_options.epochs, validation)
         select.run = identity
         if state is None or state.phase == "select":
@@ -135,6 +136,20 @@ class _Fit:
             best_epoch=select.best_epoch,
             refitted=final is not select,
             interrupted=select.interrupted or final.interrupted,
+        )
+
+    def _validation(self) -> Holdout:
+        """The held-out users that early stopping looks at, the same ones every epoch."""
+        holdout, wanted = self.split.validation, self.training_options.validation_users
+        if wanted is None or wanted >= len(holdout):
+            return holdout
+        generator = np.random.default_rng(self.training_options.seed)
+        rows = np.sort(generator.choice(len(holdout), wanted, replace=False))
+        return replace(
+            holdout,
+            users=holdout.users[rows],
+            histories=holdout.histories.select(rows),
+            targets=holdout.targets.select(rows),
         )
 
     def _identity(self) -> str:

@@ -207,6 +207,14 @@ def test_bundle_holds_everything(split: data.Split, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(served), torch.tensor(want), rtol=1e-4, atol=1e-5)
 
 
+def test_early_stopping_may_look_at_some_users(split: data.Split) -> None:
+    some = fit(split, "gru", epochs=2, validation_users=25, **SMALL)
+    every = fit(split, "gru", epochs=2, **SMALL)
+    assert [r["loss"] for r in some.history] == [r["loss"] for r in every.history]
+    assert [r["NDCG@10"] for r in some.history] != [r["NDCG@10"] for r in every.history]
+    assert some.metrics["validation"]["users"] == len(split.validation)
+
+
 def test_unknown_option_is_named(split: data.Split) -> None:
     with pytest.raises(InputError, match="width: unknown option; known are batch_size"):
         fit(split, width=3)
