@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times training epochs of SASRec on Amazon Beauty: width 64, 2 blocks, length 50, full softmax.
 
-    python -m benchmarks.quality.epoch --data DATA --threads 2
+python -m benchmarks.quality.epoch --data DATA --threads 2
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the recipes on public data and writes their figures.
 
-    python -m benchmarks.quality.run beauty-sasrec --data DATA --seeds 0 1 2 --threads 2
+    python -m benchmarks.quality beauty-sasrec --data DATA --seeds 0 1 2 --threads 2
 
 ``DATA`` is a folder with the public data sets (``amazon-beauty/Beauty.txt``, …). One JSON file a
 recipe goes to ``benchmarks/results/quality``; a seed that is run again replaces its figures.
