@@ -13,7 +13,7 @@ BUILD_INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type 
 DEMO_OUT ?= seqrec-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format quality bench docs clean
+.PHONY: help demo test suite lint types format quality bench docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,9 @@ help:  ## list the targets
 demo: $(VENV)/.train  ## the main job on built-in data: clean, train, evaluate, recommend
 	$(BIN)/seqrec-fast demo --out $(DEMO_OUT)
 
-test: $(VENV)/.test  ## the test suite (ARGS="-k name" narrows it)
+test: lint types suite  ## style, types and the whole test suite
+
+suite: $(VENV)/.test  ## the test suite alone (ARGS="-k name" narrows it)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.test  ## style, import contracts, documentation links
