@@ -81,8 +81,8 @@ def run(args: Namespace) -> int:
 
     threads = check_threads(args.threads)
     bundle = bundles.load(args.bundle)
-    recorded = bundle.training.get("source", {}).get("options", {})
-    filled = with_recorded(args, recorded)
+    source = bundle.training.get("source")
+    filled = with_recorded(args, source.get("options") if isinstance(source, dict) else None)
     split = split_log(args, clean(args, open_log(args, args.log, threads=threads)))
 
     from seqrec_fast.evaluation import describe_protocol

@@ -146,14 +146,24 @@ def given_options(args: Namespace) -> dict[str, Any]:
     return {name: values[name] for name in names if values.get(name) is not None}
 
 
-def with_recorded(args: Namespace, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def with_recorded(args: Namespace, recorded: object) -> dict[str, Any]:
     """Fills the options left open with those of the bundle.
 
-    A split given anew leaves the recorded shares out: they belong to the recorded split.
+    A split given anew leaves the recorded shares out: they belong to the recorded split. A bundle
+    that was not written by ``train`` records nothing, and nothing is filled in.
 
     Returns:
         The options that were filled in.
+
+    Raises:
+        InputError: the bundle records a split that does not exist.
     """
+    if not isinstance(recorded, Mapping):
+        return {}
+    if recorded.get("split", SPLITS[0]) not in SPLITS:
+        raise InputError(
+            f"training.json: the bundle records the split {recorded['split']!r}; give --split"
+        )
     names = [*_READ, *_ITEMS, *_CLEAN, *_SPLIT]
     if args.split is not None and args.split != recorded.get("split", SPLITS[0]):
         names = [name for name in names if name not in _SPLIT]

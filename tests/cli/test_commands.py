@@ -360,8 +360,8 @@ def test_demo_does_the_whole_way(tmp_path: Path) -> None:
 
 
 def test_demo_learns_what_was_planted(tmp_path: Path) -> None:
-    done = run("demo", "--users", "300", "--items", "60", "--epochs", "8", "--out", tmp_path / "d",
-               "--json")  # fmt: skip
+    options = ["--users", "300", "--items", "60", "--epochs", "8", "--threads", "1"]
+    done = run("demo", *options, "--out", tmp_path / "d", "--json")
     metrics = json.loads(done.out)["metrics"]
     model, popularity = metrics["test"]["values"], metrics["popularity"]["values"]
     assert model["NDCG@10"] > 2 * popularity["NDCG@10"]
@@ -408,7 +408,8 @@ def test_the_log_of_real_data_from_the_command_line_alone(
     inter, items = (shared_data / "ml-100k" / f"ml-100k.{kind}" for kind in ("inter", "item"))
     out = tmp_path / "b"
     done = run("train", inter, "--items", items, "--split", "by-time", "--epochs", "1",
-               "--max-length", "20", "--dim", "16", "--no-whole-history", "--out", out)  # fmt: skip
+               "--max-length", "20", "--dim", "16", "--no-whole-history", "--threads", "1",
+               "--out", out)  # fmt: skip
     assert done.code == 0, done.err
     assert "100,000 events of 943 users on 1,682 items" in done.out
     assert "by-time, strict" in done.out
