@@ -41,7 +41,7 @@ examples:
 Training stops early on validation NDCG@10. Each epoch leaves a checkpoint (OUT.checkpoint unless
 --checkpoint names another place), which is removed once the bundle is written; --resume goes on
 from it and gives the same result as a run that was never stopped. Ctrl-C writes the best model so
-far and exits with code 130.
+far (in the first epoch: the model of that moment, unless OUT holds a bundle) and exits with code 130.
 """
 
 _OWN = ("model",)
@@ -94,8 +94,8 @@ def run(args: Namespace) -> int:
     except KeyboardInterrupt:
         print(_interrupted(checkpoint, None), file=sys.stderr)
         return 130
-    if result.interrupted and not result.history:
-        print(_interrupted(checkpoint, None), file=sys.stderr)
+    if result.interrupted and not result.history and out.is_dir() and any(out.iterdir()):
+        print(f"seqrec-fast: interrupted, {out} keeps the bundle that it held", file=sys.stderr)
         return 130
     save(result, out, {"log": str(args.log), "options": given_options(args)})
     if not result.interrupted:
@@ -157,12 +157,19 @@ def describe_run(result: Run, out: Path) -> str:
             "",
             figures_table(shown, cutoff=10),
             "",
-            f"best epoch {result.best_epoch} of {result.history[-1]['epoch']}"
-            if not result.refitted
-            else f"refit for {result.history[-1]['epoch']} epochs, as validation chose",
+            _describe_epochs(result),
             f"bundle {out} (other cut-offs: metrics.json, training curve: curve.png)",
         ]
     )
+
+
+def _describe_epochs(result: Run) -> str:
+    if not result.history:
+        return "stopped before the first epoch was finished"
+    last = result.history[-1]["epoch"]
+    if result.refitted:
+        return f"refit for {last} epochs, as validation chose"
+    return f"best epoch {result.best_epoch} of {last}"
 
 
 def _checked_out(path: str) -> Path:

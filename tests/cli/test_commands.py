@@ -122,17 +122,39 @@ def test_resume_after_an_interrupt_equals_an_unbroken_run(world: World, tmp_path
     assert not checkpoint.exists()
 
 
-def test_interrupt_before_the_first_epoch_leaves_nothing(
+def test_interrupt_in_the_first_epoch_leaves_a_usable_bundle(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from seqrec_fast import training
+    def stop(self: object, loss: float) -> None:
+        raise KeyboardInterrupt
 
-    stopped = SimpleNamespace(interrupted=True, history=[])
-    monkeypatch.setattr(training, "fit", lambda *args, **options: stopped)
-    done = run("train", world.log, "--out", tmp_path / "b", *TINY)
+    monkeypatch.setattr("seqrec_fast.training.trainer.Progress.step", stop)
+    out = tmp_path / "b"
+    done = run("train", world.log, "--out", out, *TINY)
     assert done.code == 130
-    assert done.err == "seqrec-fast: interrupted, no bundle was written\n"
-    assert list(tmp_path.iterdir()) == []
+    assert done.err == f"seqrec-fast: interrupted, {out} holds the best model so far\n"
+    assert "stopped before the first epoch was finished" in done.out
+    assert run("recommend", out, "--history", "i1").code == 0
+    assert "interrupted" in run("info", out).out
+    training = sf.bundle.load(out).training
+    assert training["interrupted"]
+    assert training["history"] == []
+
+
+def test_interrupt_in_the_first_epoch_replaces_no_bundle(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: object, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "b"
+    shutil.copytree(world.bundle, out)
+    before = (out / "manifest.json").read_bytes()
+    monkeypatch.setattr("seqrec_fast.training.trainer.Progress.step", stop)
+    done = run("train", world.log, "--out", out, *TINY)
+    assert done.code == 130
+    assert done.err == f"seqrec-fast: interrupted, {out} keeps the bundle that it held\n"
+    assert (out / "manifest.json").read_bytes() == before
 
 
 def test_interrupt_inside_fit_is_told_in_one_line(
