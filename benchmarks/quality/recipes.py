@@ -91,7 +91,8 @@ RECIPES: dict[str, Recipe] = {
             "batch_size": 128,
             "learning_rate": 2e-3,
             "schedule": "cosine",
-            "epochs": 18,
+            "warmup_steps": 200,
+            "epochs": 22,
         },
     ),
     "ml1m-gru": Recipe(

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the measured figures from ``benchmarks/results`` into the README and the documentation.
+
+    python -m benchmarks.figures          # rewrites the tables
+    python -m benchmarks.figures --check  # exit code 1 where a table is not what was measured
+
+A table stands between ``<!-- figures: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["TABLES", "filled", "main"]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "quality.md")
+
+_NAMES = {
+    "beauty-sasrec": "Amazon Beauty, SASRec",
+    "beauty-gru": "Amazon Beauty, GRU",
+    "ml1m-sasrec": "MovieLens-1M set A, SASRec",
+    "ml1m-gru": "MovieLens-1M set A, GRU",
+}
+_MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _quality() -> str:
+    rows = []
+    for name, title in _NAMES.items():
+        found = _read(f"quality/{name}")
+        runs = found["runs"]
+        strict, popular = found["summary"]["test"], found["summary"]["popularity"]
+        minutes = sum(r["select_seconds"] for r in runs) / len(runs) / 60
+        threads = runs[0]["threads"]
+        for kind, protocol in (("test", "strict"), ("test_refit", "refit")):
+            if kind not in found["summary"]:
+                continue
+            figures = found["summary"][kind]
+            rows.append(
+                [
+                    title,
+                    protocol,
+                    *(_figure(figures, metric) for metric in ("HR@10", "NDCG@10")),
+                    f"{popular['NDCG@10']:.4f}",
+                    str(len(runs)),
+                    f"{minutes:.0f} min, {threads} thread{'s' if threads > 1 else ''}"
+                    if figures is strict
+                    else "",
+                ]
+            )
+    header = ["data, model", "protocol", "HR@10", "NDCG@10", "popularity NDCG@10", "seeds"]
+    return _rows([*header, "training"], rows)
+
+
+def _figure(figures: dict[str, float], metric: str) -> str:
+    spread = figures.get(f"{metric} spread")
+    return f"{figures[metric]:.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
+
+
+def _start() -> str:
+    """The table of the README's first screen."""
+    epoch, prepare = _read("epoch"), _read("prepare")
+    quality = {n: _read(f"quality/{n}")["summary"] for n in _NAMES}
+    rows = [
+        [
+            "50 million rows of Parquet cleaned, encoded and sorted",
+            f"{prepare['seconds']:.0f} s, {prepare['rows_per_second'] / 1e6:.2f} million rows/s, "
+            f"peak {prepare['peak_bytes'] / 2**30:.1f} GiB",
+            "`python benchmarks/bench_prepare.py`",
+        ],
+        [
+            "SASRec training epoch, Amazon Beauty, width 64, 2 blocks, full softmax",
+            f"{epoch['median_seconds']:.1f} s on {epoch['threads']} cores",
+            "`python -m benchmarks.quality.epoch`",
+        ],
+        *(
+            [
+                f"{title}, test NDCG@10, strict",
+                f"{quality[name]['test']['NDCG@10']:.4f} "
+                f"(popularity {quality[name]['popularity']['NDCG@10']:.4f})",
+                f"`python -m benchmarks.quality {name}`",
+            ]
+            for name, title in _NAMES.items()
+        ),
+        *_topk(),
+    ]
+    where = f"Measured on {epoch['machine']['cpu']}, {epoch['machine']['cores']} cores"
+    versions = epoch["machine"]["versions"]
+    return (
+        _rows(["what", "measured", "command"], rows)
+        + f"\n{where}, torch {versions['torch']}, {epoch['machine']['date']}.\n"
+    )
+
+
+def _topk() -> list[list[str]]:
+    return []
+
+
+TABLES: dict[str, Callable[[], str]] = {"quality": _quality, "start": _start}
+
+
+def filled(text: str) -> str:
+    """The text with each of its tables made anew from the results."""
+    return _MARK.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+
+
+def main() -> int:
+    """Rewrites the pages, or with ``--check`` says which are out of date."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fresh = filled(text)
+        if fresh == text:
+            continue
+        stale += 1
+        if check:
+            print(f"{page.name}: a table is not what was measured; run python -m benchmarks.figures")
+        else:
+            page.write_text(fresh, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
