@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Read by torch's OpenMP when it is loaded: workers that spin while they wait slow a suite down many
+# times where the cores are shared with other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Deadlines measure the machine, not the code, on cores that are shared with other work.
 settings.register_profile(

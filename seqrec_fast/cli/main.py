@@ -86,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """Console script."""
+    """Console script.
+
+    torch's OpenMP workers spin between two parallel regions, which on cores shared with other work
+    costs several times the work itself; a process of our own asks them to sleep instead. Whoever
+    has set the policy keeps it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main())
 
 

@@ -15,6 +15,7 @@ import pytest
 from seqrec_fast import __version__
 from seqrec_fast.cli import console, recommend
 from seqrec_fast.cli.main import COMMANDS, main
+from seqrec_fast.cli.main import run as entry_point
 from seqrec_fast.errors import InputError, TrainingError
 
 Capture = pytest.CaptureFixture[str]
@@ -111,6 +112,20 @@ def test_reader_that_goes_away_is_no_error() -> None:
         os.close(writer)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_openmp_workers_sleep_unless_told_otherwise(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["seqrec-fast", "--version"])
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    with pytest.raises(SystemExit) as stopped:
+        entry_point()
+    assert stopped.value.code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == (given or "PASSIVE")
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
