@@ -41,7 +41,8 @@ examples:
 Training stops early on validation NDCG@10. Each epoch leaves a checkpoint (OUT.checkpoint unless
 --checkpoint names another place), which is removed once the bundle is written; --resume goes on
 from it and gives the same result as a run that was never stopped. Ctrl-C writes the best model so
-far (in the first epoch: the model of that moment, unless OUT holds a bundle) and exits with code 130.
+far (in the first epoch the model of that moment, unless OUT holds a bundle) and exits with code
+130.
 """
 
 _OWN = ("model",)

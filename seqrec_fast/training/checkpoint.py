@@ -48,7 +48,7 @@ class Checkpoint:
         phase: ``"select"`` (with early stopping) or ``"refit"``.
         epoch: epochs of this phase that are done.
         model: current weights.
-        best: weights of the best epoch so far (empty in the refit phase).
+        best: weights of the best epoch so far; in the refit phase, of the strict model.
         optimizer: ``torch.optim.Optimizer.state_dict()["state"]``.
         facts: JSON-able record of the run so far (history, best epoch, …).
     """
@@ -151,17 +151,20 @@ class Checkpoint:
             )
         return checkpoint
 
-    def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Puts weights and optimiser state back.
+    def restore(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Puts weights and, where an optimiser is given, its state back.
 
         Raises:
             InputError: the checkpoint is of another model.
         """
         try:
             model.load_state_dict(self.model)
-            state = optimizer.state_dict()
-            state["state"] = {i: dict(s) for i, s in self.optimizer.items()}
-            optimizer.load_state_dict(state)
+            if optimizer is not None:
+                state = optimizer.state_dict()
+                state["state"] = {i: dict(s) for i, s in self.optimizer.items()}
+                optimizer.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
             line = str(error).splitlines()[0]
             raise InputError(

@@ -32,6 +32,7 @@ def training_curve(history: Sequence[EpochRecord], title: str) -> bytes:
             "matplotlib is not installed, the training curve needs it; "
             "pip install 'seqrec-fast[train]'"
         ) from error
+    # a run that was stopped in its first epoch has no record: an empty picture
     selected = [r for r in history if r["phase"] == "select"] or list(history)
     epochs = [r["epoch"] for r in selected]
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")

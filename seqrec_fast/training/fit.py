@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 _CUTOFFS = (5, 10, 20)
+# torch has one generator and one number of threads for the whole process
+_TURN = threading.RLock()
 
 
 def fit(
@@ -60,7 +63,10 @@ def fit(
 
     Returns:
         A :class:`Run` with the trained model, its history and its metrics. Ctrl-C ends training
-        early; the run then holds the best weights so far and says ``interrupted``.
+        early; the run then holds the best weights so far (those of the moment, if no epoch was
+        finished; the strict model, if it was the refit) and says ``interrupted``.
+
+    Calls from several threads take turns, so that each run is the one that its seed stands for.
 
     Raises:
         InputError: an option is wrong, there is nothing to learn from, or the checkpoint is
@@ -71,14 +77,22 @@ def fit(
     folder = None if checkpoint is None else Path(checkpoint)
     if resume and folder is None:
         raise InputError("resume: needs checkpoint, the folder to go on from")
-    threads_before = torch.get_num_threads()
-    if training_options.threads is not None:
-        torch.set_num_threads(training_options.threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return _Fit(split, model_options, training_options, refit, folder, progress).run(resume)
-    finally:
-        torch.set_num_threads(threads_before)
+    if refit and split.refitted:
+        raise InputError(
+            "refit: this split already trains on its validation events; give the one before "
+            "split.refit()"
+        )
+    with _TURN:
+        threads_before = torch.get_num_threads()
+        if training_options.threads is not None:
+            torch.set_num_threads(training_options.threads)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return _Fit(split, model_options, training_options, refit, folder, progress).run(
+                    resume
+                )
+        finally:
+            torch.set_num_threads(threads_before)
 
 
 @dataclass
@@ -109,24 +123,28 @@ class _Fit:
             state = None
             metrics = self._measure(select.model, self.split)
         else:
+            select.restore_best(state)
             select.history = list(state.facts["select_history"])
             select.best_epoch = int(state.facts["select_best_epoch"])
             metrics = dict(state.facts["select_metrics"])
         final = select
+        interrupted = select.interrupted
         if self.refit and not select.interrupted:
             again = self.split.refit()
             final = self._phase("refit", again, max(1, select.best_epoch), None)
             final.run = identity
+            final.earlier = select.model.state_dict()
             final.carried = {
                 "select_history": select.history,
                 "select_best_epoch": select.best_epoch,
                 "select_metrics": metrics,
             }
             final.train(self.progress, state)
-            if final.interrupted and not final.history:
-                # not one whole epoch of the second course: the first one's model is the better
-                raise KeyboardInterrupt
-            metrics["test_refit"] = self._figures(final.model, again.test, again).to_dict()
+            if final.interrupted:
+                # a course that is half done is no better than the whole one before it
+                final, interrupted = select, True
+            else:
+                metrics["test_refit"] = self._figures(final.model, again.test, again).to_dict()
         return Run(
             model=final.model,
             split=self.split,
@@ -135,7 +153,7 @@ class _Fit:
             metrics=metrics,
             best_epoch=select.best_epoch,
             refitted=final is not select,
-            interrupted=select.interrupted or final.interrupted,
+            interrupted=interrupted,
         )
 
     def _validation(self) -> Holdout:
@@ -162,6 +180,7 @@ class _Fit:
         return fingerprint(
             train.offsets,
             train.values,
+            *(() if self.split.train_weights is None else (self.split.train_weights,)),
             len(self.split.items),
             sorted(self.model_options.to_config().items()),
             sorted(training.items()),

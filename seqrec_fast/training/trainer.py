@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,7 @@ class Phase:
         checkpoint: folder of the checkpoint, or None.
         run: fingerprint of the whole run.
         carried: facts of earlier phases, kept in each checkpoint.
+        earlier: weights of the phase before, kept in each checkpoint in place of best ones.
         history: a record an epoch.
         best_epoch: the epoch whose weights the model has at the end (counted from 1).
         interrupted: whether Ctrl-C ended it.
@@ -72,6 +73,7 @@ class Phase:
     checkpoint: Path | None
     run: str
     carried: dict[str, object] = field(default_factory=dict)
+    earlier: dict[str, Tensor] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = 0
     interrupted: bool = False
@@ -97,7 +99,8 @@ class Phase:
         if resume is not None:
             resume.restore(self.model, optimizer)
             done = resume.epoch
-            self._best = resume.best
+            if self.validation is not None:
+                self._best = resume.best
             self.history = list(resume.facts["history"])
             self.best_epoch = int(resume.facts["best_epoch"])
             score = resume.facts["best_score"]
@@ -117,6 +120,14 @@ class Phase:
             progress.close()
         if self._best:
             self.model.load_state_dict(self._best)
+
+    def restore_best(self, checkpoint: Checkpoint) -> None:
+        """Gives the model the best weights that a checkpoint holds.
+
+        Raises:
+            InputError: the checkpoint is of another model.
+        """
+        replace(checkpoint, model=checkpoint.best).restore(self.model)
 
     def _exhausted(self, epoch: int) -> bool:
         """Whether ``patience`` epochs have passed without a better one."""
@@ -208,7 +219,7 @@ class Phase:
             phase=self.name,
             epoch=epoch,
             model=self.model.state_dict(),
-            best=self._best,
+            best=self._best or self.earlier,
             optimizer=optimizer.state_dict()["state"],
             facts=facts,
         ).save(self.checkpoint)

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +187,93 @@ def test_interrupt_leaves_a_usable_bundle(split: data.Split, tmp_path: Path) -> 
     (found,) = recommender.recommend([[3, 4, 5]], k=3)
     assert len(found.items) == 3
     assert not set(found.items) & {3, 4, 5}
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> list[float]:
+    """Ctrl-C in the given step of the run; returns the list that its losses go to."""
+    losses: list[float] = []
+
+    def watch(self: object, loss: float) -> None:
+        losses.append(loss)
+        if len(losses) == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("seqrec_fast.training.trainer.Progress.step", watch)
+    return losses
+
+
+def test_interrupt_in_the_first_epoch_leaves_a_usable_bundle(
+    split: data.Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 3)
+    run = fit(split, "gru", epochs=9, refit=True, **SMALL)
+    assert run.interrupted
+    assert (run.history, run.best_epoch) == ([], 0)
+    assert set(run.metrics) == {"validation", "test", "popularity"}
+    run.save(tmp_path / "bundle")
+    (found,) = sf.Recommender.load(tmp_path / "bundle").recommend([[3, 4, 5]], k=3)
+    assert len(found.items) == 3
+    monkeypatch.undo()
+    untrained = fit(split, "gru", epochs=1, **SMALL | {"learning_rate": 1e-12})
+    difference = run.model.scorer()[0] - untrained.model.scorer()[0]
+    assert abs(difference).max() > 1e-3, "the steps that were done are kept"
+
+
+def load_facts(checkpoint: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    return facts
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_interrupt_in_the_refit_keeps_the_strict_model(
+    split: data.Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    options = {**SMALL, "epochs": 3, "patience": 3}
+    losses = stop_at(monkeypatch, -1)
+    strict = fit(split, **options)
+    assert strict.best_epoch > epoch
+    options |= {"refit": True, "checkpoint": tmp_path / "c"}
+    # an epoch of the refit has at least as many steps
+    stop_at(monkeypatch, len(losses) + (epoch and len(losses) // 3 + 3) + 2)
+    stopped = fit(split, **options)
+    assert stopped.interrupted
+    assert not stopped.refitted
+    assert_same(stopped, strict)
+    assert (load_facts(tmp_path / "c")["phase"] == "refit") == bool(epoch)
+    # stopped once more after it was resumed in the refit, where there is a checkpoint of it
+    if epoch:
+        stop_at(monkeypatch, 2)
+        again = fit(split, resume=True, **options)
+        assert again.interrupted
+        assert_same(again, strict)
+    monkeypatch.undo()
+    whole = fit(split, resume=True, **options)
+    assert_same(whole, fit(split, **options | {"checkpoint": None}))
+
+
+def test_refit_of_a_refitted_split_is_refused_before_training(split: data.Split) -> None:
+    def never(record: dict[str, Any]) -> None:
+        raise AssertionError("trained")
+
+    with pytest.raises(InputError, match="already trains on its validation events"):
+        fit(split.refit(), refit=True, **{**SMALL, "progress": never})
+
+
+def test_runs_in_two_threads_are_the_runs_of_their_seeds(split: data.Split) -> None:
+    seeds = (1, 2)
+    alone = [fit(split, "gru", epochs=2, seed=seed, **SMALL) for seed in seeds]
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda seed: fit(split, "gru", epochs=2, seed=seed, **SMALL), seeds))
+    for a, b in zip(alone, both, strict=True):
+        assert_same(a, b)
+
+
+def test_resume_refuses_other_event_weights(split: data.Split, tmp_path: Path) -> None:
+    weights = torch.ones(split.train.tokens).numpy()
+    options = {**SMALL, "checkpoint": tmp_path / "c"}
+    fit(replace(split, train_weights=weights), "gru", epochs=1, **options)
+    with pytest.raises(InputError, match="of other data or other options"):
+        fit(replace(split, train_weights=weights * 2), "gru", epochs=2, resume=True, **options)
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step(split: data.Split, tmp_path: Path) -> None:
