@@ -32,6 +32,8 @@ _WIDE = frozenset(["UBIGINT", "HUGEINT", "UHUGEINT"])
 _FLOATS = frozenset(["FLOAT", "DOUBLE"])
 _AS_TEXT = ("VARCHAR", "ENUM", "UUID", "DATE", "TIME", "DECIMAL", '"NULL"', "NULL")
 _MOST_EVENT_TYPES = 1000
+# what pandas, R, Python and dumps of databases write for a missing value
+_MISSING_WORDS = ("NaN", "nan", "NA", "N/A", "n/a", "<NA>", "#N/A", "NULL", "null", "None", r"\N")
 _ROWS_PER_BATCH = 500_000
 
 
@@ -78,7 +80,7 @@ def encode(
     notes: list[str] = []
     expressions: dict[str, str] = {}
     for role in ("user", "item"):
-        expressions[role] = _id_expression(workspace, relation, role, columns[role], source)
+        expressions[role] = _id_expression(workspace, relation, role, columns[role], source, notes)
     if "event" in relation.types:
         _check_scalar(relation.types["event"], "event", columns["event"], source)
         expressions["event"] = "nullif(\"event\"::VARCHAR, '')"
@@ -142,7 +144,12 @@ def _check_scalar(kind: str, role: str, column: str, source: str) -> None:
 
 
 def _id_expression(
-    workspace: Workspace, relation: Relation, role: str, column: str, source: str
+    workspace: Workspace,
+    relation: Relation,
+    role: str,
+    column: str,
+    source: str,
+    notes: list[str],
 ) -> str:
     kind = relation.types[role]
     _check_scalar(kind, role, column, source)
@@ -165,12 +172,48 @@ def _id_expression(
                 f"ids are integers or text"
             )
         return f'try_cast("{role}" AS BIGINT)'  # NaN is missing
+    if relation.worded:
+        return _worded_id(workspace, relation, role, column, notes)
     if kind.startswith(_AS_TEXT):
         return f"nullif(\"{role}\"::VARCHAR, '')"
     raise InputError(
         f"{source}: the column {column!r} ({role}) holds {kind.lower()} values; ids are integers "
         f"or text"
     )
+
+
+def _worded_id(
+    workspace: Workspace, relation: Relation, role: str, column: str, notes: list[str]
+) -> str:
+    """An id of a text table: words for missing values are missing, ``1.0`` and `` 1`` are 1."""
+    words = ", ".join(quoted(word) for word in _MISSING_WORDS)
+    value = f'CASE WHEN "{role}" NOT IN (\'\', {words}) THEN "{role}" END'
+    plain, missing, example = workspace.row(
+        f"SELECT bool_and(coalesce(try_cast(id AS BIGINT)::VARCHAR = id, false)) "
+        f"FILTER (id IS NOT NULL), count(word), min(word) FROM (SELECT {value} AS id, "
+        f'CASE WHEN "{role}" IN ({words}) THEN "{role}" END AS word FROM {relation.sql})'
+    )
+    if missing:
+        notes.append(
+            f"{role}: {missing:,} values of the column {column!r} say {example!r} or the like and "
+            f"count as missing"
+        )
+    if plain:
+        return value
+    # pandas writes integers as 1.0 where some are missing; spaces around a number mean nothing
+    number = f"regexp_replace(trim({value}), '\\.0+$', '')"
+    whole = workspace.row(
+        f"SELECT bool_and(regexp_full_match(id, '0|-?[1-9][0-9]*') AND "
+        f"try_cast(id AS BIGINT) IS NOT NULL) FILTER (id IS NOT NULL) "
+        f"FROM (SELECT {number} AS id FROM {relation.sql})"
+    )[0]
+    if not whole:
+        return value
+    notes.append(
+        f"{role}: the ids of the column {column!r} are whole numbers, some written as 1.0 "
+        f"or between spaces; they are read as integers"
+    )
+    return number
 
 
 def _number(

@@ -262,7 +262,8 @@ def _open_table(
                     f"{part.delimiter!r}) differ from those of {log.files[0]} "
                     f"({', '.join(columns)}); give files of one kind"
                 )
-    positions, recognised = _roles(log, layout, columns, given)
+    line = "" if layout is None else next(line for line in heads[0].lines if line.strip())
+    positions, recognised = _roles(log, layout, columns, given, line)
     for head, others in zip(heads, names, strict=True):
         for role, position in positions.items():
             if columns[position] not in others:
@@ -289,7 +290,11 @@ def _open_table(
 
 
 def _roles(
-    log: Log, layout: TextLayout | None, columns: Sequence[str], given: Mapping[str, Any]
+    log: Log,
+    layout: TextLayout | None,
+    columns: Sequence[str],
+    given: Mapping[str, Any],
+    line: str,
 ) -> tuple[dict[str, int], dict[str, bool]]:
     made_up = layout is not None and not layout.header and columns[0] == "column0"
     if made_up and (given["user"] is None or given["item"] is None):
@@ -297,9 +302,10 @@ def _roles(
             roles = {"user": 0, "item": 1}  # lines "user item", in order of time
             return roles, dict.fromkeys(roles, True)
         raise InputError(
-            f"{log.source}: has {len(columns)} columns and no header line; say which is which by "
-            f"number, for instance user=0, item=1, time={len(columns) - 1}, or give header= as a "
-            f"list of names (one user a line? give format='sequences')"
+            f"{log.source}: has {len(columns)} columns and no header line (line 1 is "
+            f"{line[:60]!r}); say which is which by number, for instance user=0, item=1, "
+            f"time={len(columns) - 1}, or give header= as a list of "
+            f"names (one user a line? give format='sequences')"
         )
     return choose_columns(columns, given, log.source)
 

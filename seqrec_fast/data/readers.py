@@ -35,12 +35,14 @@ class Relation:
         types: role → type of the engine.
         typed: whether ids keep the type they have; text files hold nothing but text, so there ids
             that all look like integers are integers.
+        worded: whether a missing id may be written as a word such as ``NaN``: in text tables.
         notes: what was decided while reading.
     """
 
     sql: str
     types: dict[str, str]
     typed: bool
+    worded: bool
     notes: tuple[str, ...] = ()
 
 
@@ -70,7 +72,7 @@ def open_relation(
     described = workspace.run(f"DESCRIBE SELECT * FROM {sql}")
     types = {str(row[0]): str(row[1]).upper() for row in described if row[0] != "row"}
     typed = log.table is not None or log.format == "parquet"
-    return Relation(sql, types, typed, notes)
+    return Relation(sql, types, typed, not typed and log.format != "sequences", notes)
 
 
 def _from_memory(workspace: Workspace, log: Log, roles: Sequence[str]) -> str:

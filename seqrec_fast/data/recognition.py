@@ -32,7 +32,7 @@ _NAMES: dict[str, tuple[frozenset[str], ...]] = {
         _tier(
             "item itemid items iid movieid movie productid product asin parentasin articleid "
             "article newsid songid trackid bookid videoid businessid isbn sku gameid postid "
-            "contentid objectid"
+            "contentid objectid animeid poiid venueid locationid courseid recipeid"
         ),
         _tier("sid aid pid goodsid artistid"),
     ),
@@ -43,7 +43,8 @@ _NAMES: dict[str, tuple[frozenset[str], ...]] = {
         ),
         _tier(
             "datetime date eventtime eventtimestamp eventdate createdat created occurredat "
-            "reviewtime reviewdate day"
+            "reviewtime reviewdate orderdate purchasedate transactiondate transactiondt tdat "
+            "utctime servertime"
         ),
     ),
     "event": (
@@ -206,7 +207,8 @@ def choose_title(
     return key, found[0] if found else None
 
 
-def looks_like_header(cells: Sequence[str]) -> bool:
-    """Whether the first row of a text table names columns rather than holding values."""
+def looks_like_header(cells: Sequence[str], least: int = 1) -> bool:
+    """Whether at least so many cells of the first row of a text table are names of columns."""
     known = frozenset().union(*(tier for tiers in _NAMES.values() for tier in tiers), *_TITLES)
-    return any(_plain(cell) in known or _plain(cell) in _ITEM_ID_FALLBACK for cell in cells)
+    found = sum(_plain(cell) in known or _plain(cell) in _ITEM_ID_FALLBACK for cell in cells)
+    return found >= least

@@ -7,6 +7,9 @@ import codecs
 import csv
 import gzip
 import io
+import os
+import re
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +26,8 @@ __all__ = ["FORMATS", "Head", "TextLayout", "find_format", "find_layout", "open_
 
 FORMATS = ("csv", "tsv", "parquet", "inter", "ratings", "sequences")
 _HEAD = 1 << 16
+# numbers, dates (2014-04-07T10:51:09Z, 11/1/2000): what no column is called
+_VALUE = re.compile(r"\s*(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})(\D.*)?")
 _DELIMITERS = (",", "\t", ";", "|", "::")
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -73,9 +78,12 @@ def read_head(path: Path, encoding: str | None) -> Head:
     """Reads the beginning of a file.
 
     Raises:
-        InputError: the file is missing, a folder, not readable, empty, or binary.
+        InputError: the file is missing, a folder, a pipe, not readable, empty, or binary.
     """
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            # a log is read more than once, and what a pipe has given is gone
+            raise InputError(f"{path}: is a pipe; write its content to a file and give that")
         with open(path, "rb") as stream:
             raw = stream.read(_HEAD)
     except FileNotFoundError as error:
@@ -194,6 +202,11 @@ def find_format(head: Head, given: str | None, delimiter: str | None) -> str:
         )
     if is_typed_header(head.lines[0]):
         return "inter"
+    if _sample(head)[0].lstrip().startswith(("{", "[{")):
+        raise InputError(
+            f"{head.path}: holds JSON, which is not read; turn it into CSV or Parquet first "
+            f"(DuckDB and pandas do), or give format= if it is none"
+        )
     if delimiter == "::":
         return "ratings"
     for suffix in ("csv", "tsv"):
@@ -294,17 +307,24 @@ def find_layout(head: Head, format: str, delimiter: Any, header: Any) -> TextLay
 
 
 def _has_header(rows: Sequence[Sequence[str]], format: str) -> bool:
+    first = rows[0]
+    valued = any(_is_value(cell) for cell in first)
     if format == "ratings":
-        return looks_like_header(rows[0]) and not any(_is_number(cell) for cell in rows[0])
-    # a number is a value, not a name; a file whose first line has none is taken at its word
-    return looks_like_header(rows[0]) or not any(_is_number(cell) for cell in rows[0])
+        return looks_like_header(first) and not valued
+    # one word among values may be a value that happens to be called like a column
+    if looks_like_header(first, 2 if valued else 1):
+        return True
+    # neither a number or a date is a name, nor what stands in its column again
+    return not valued and not any(
+        cell and cell == other for row in rows[1:] for cell, other in zip(first, row, strict=False)
+    )
 
 
-def _is_number(cell: str) -> bool:
+def _is_value(cell: str) -> bool:
     try:
         float(cell)
     except ValueError:
-        return False
+        return _VALUE.fullmatch(cell) is not None
     return True
 
 

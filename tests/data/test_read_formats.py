@@ -140,22 +140,33 @@ def test_a_user_column_wins_over_a_session_column(tmp_path: Path) -> None:
         (["1", "2"], [1, 2]),
         (["1", "007"], ["1", "007"]),
         (["1", "+2"], ["1", "+2"]),
-        (["1", "2.0"], ["1", "2.0"]),
+        (["1", "2.0", "1.00"], [1, 2]),
+        (["1.0", "2.5"], ["1.0", "2.5"]),
+        (["1.0", "007.0"], ["1.0", "007.0"]),
+        (["-1.0", "0.0", ""], [-1, 0]),
+        (["1.0", f"{2**63}.0"], ["1.0", f"{2**63}.0"]),
         (["1", str(2**63)], ["1", str(2**63)]),
         (["-5", str(2**63 - 1)], [-5, 2**63 - 1]),
         (["1", "x"], ["1", "x"]),
-        ([" 1", "2"], [" 1", "2"]),
+        ([" 1", "1 ", "2"], [1, 2]),
+        ([" 1", "x"], [" 1", "x"]),
     ],
 )
-def test_text_ids_are_integers_only_if_all_are(
+def test_text_ids_are_integers_only_if_all_can_be_read_as_such(
     tmp_path: Path, ids: list[str], expected: list[Any]
 ) -> None:
     path = tmp_path / "a.csv"
     path.write_text("user,item\n" + "".join(f"u,{item}\n" for item in ids))
     prepared = read(path)
     assert prepared.items.ids.tolist() == expected
-    blank = any("space" in note for note in prepared.report.notes)
-    assert blank == any(item != item.strip() for item in ids)
+    notes = prepared.report.notes
+    spaced = any(item != item.strip() for item in ids)
+    kept = any("begin or end with a space" in note for note in notes)
+    assert kept == (spaced and prepared.items.kind == "str")
+    changed = any("read as integers" in note for note in notes)
+    assert changed == (
+        prepared.items.kind == "int" and any(i not in map(str, expected) and i for i in ids)
+    )
 
 
 # -------------------------------------------------------------------- parquet and memory
