@@ -78,6 +78,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _consistently(path: Path, read: Callable[[Folder], T]) -> T:
     """Reads; once more if the bundle was replaced by another meanwhile."""
+    if "\0" in str(path):
+        raise BundleError(f"{str(path)!r}: no path holds a null character; give another")
     for attempt in range(_RETRIES):
         try:
             folder = Folder(path)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from seqrec_fast.data.items import ItemTable
 from seqrec_fast.data.recognition import choose_title
 from seqrec_fast.data.sniffing import (
+    FALLBACKS,
     TextLayout,
     find_layout,
     is_typed_header,
@@ -185,14 +186,27 @@ def _label(columns: Sequence[str], position: int, named: bool) -> str:
 
 def _text_rows(path: Path, layout: TextLayout, encoding: str) -> Iterator[list[Sequence[str]]]:
     try:
-        with open_text(path, encoding) as stream:
-            yield from _chunks(stream, layout, path)
-    except UnicodeDecodeError:
-        # the beginning was UTF-8, something later is not
-        with open_text(path, "latin-1") as stream:
-            yield from _chunks(stream, layout, path)
+        yield from _chunks_of(path, layout, _encoding_of(path, encoding))
     except (EOFError, OSError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read to its end ({error})") from error
+
+
+def _encoding_of(path: Path, encoding: str) -> str:
+    """The encoding of the whole file, of which the beginning is known."""
+    for name in (encoding, *FALLBACKS):
+        try:
+            with open_text(path, name) as stream:
+                while stream.read(1 << 20):
+                    pass
+        except UnicodeDecodeError:
+            continue
+        break
+    return name
+
+
+def _chunks_of(path: Path, layout: TextLayout, encoding: str) -> Iterator[list[Sequence[str]]]:
+    with open_text(path, encoding) as stream:
+        yield from _chunks(stream, layout, path)
 
 
 def _chunks(stream: Any, layout: TextLayout, path: Path) -> Iterator[list[Sequence[str]]]:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from seqrec_fast.data.item_source import ItemSource, open_item_table, table_from_columns
 from seqrec_fast.data.recognition import ROLES, choose_columns
 from seqrec_fast.data.sequence_files import SequenceLayout, find_first
-from seqrec_fast.data.sniffing import Head, TextLayout, find_format, find_layout, read_head
+from seqrec_fast.data.sniffing import (
+    FALLBACKS,
+    Head,
+    TextLayout,
+    find_format,
+    find_layout,
+    read_head,
+)
 from seqrec_fast.data.workspace import BadEncoding, open_workspace, parse_memory
 from seqrec_fast.errors import InputError
 
@@ -141,7 +148,8 @@ def read_log(
             ``"ratings"`` (``user::item::rating::time``) or ``"sequences"`` (a line a user or
             session); recognised by default.
         delimiter: between columns; found by default.
-        encoding: of text; by default UTF-8, and Latin-1 where that fails.
+        encoding: of text; by default UTF-8, and Windows-1252 or Latin-1 where that
+            fails.
         header: ``False`` if the first line holds values, or the list of column names of such a
             file; recognised by default.
         first: what a line of a sequence file begins with, ``"user"`` or ``"item"``; recognised by
@@ -229,6 +237,8 @@ def _expand(path: Any) -> tuple[Path, ...]:
         anchor = Path(target.anchor) if target.anchor else Path()
         pattern = str(target.relative_to(anchor) if target.anchor else target)
         matches = tuple(sorted(f for f in anchor.glob(pattern) if f.is_file()))
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{target}: cannot be opened ({error})") from error
     if not matches:
@@ -350,13 +360,7 @@ def _open_sequences(
         if times is not None:
             first, why = "user", "a file of times was given"
         else:
-            try:
-                first, why = find_first(log.files[0], log.encodings[0], delimiter)
-            except BadEncoding:
-                if log.encoding_given:
-                    raise
-                log = replace(log, encodings=tuple("latin-1" for _ in log.files))
-                first, why = find_first(log.files[0], "latin-1", delimiter)
+            log, first, why = _recognised_first(log, delimiter)
         notes.append(f"lines begin with the {first} (recognised: {why})")
         if first == "item":
             notes.append("each line is a session of its own; users are the numbers of the lines")
@@ -369,6 +373,18 @@ def _open_sequences(
         columns={name: name for name in columns},
         positions={name: number for number, name in enumerate(columns)},
     )
+
+
+def _recognised_first(log: Log, delimiter: str | None) -> tuple[Log, str, str]:
+    """The log in the encoding that its lines have, what they begin with, and why."""
+    for fallback in FALLBACKS:
+        try:
+            return log, *find_first(log.files[0], log.encodings[0], delimiter)
+        except BadEncoding:
+            if log.encoding_given:
+                raise
+            log = replace(log, encodings=tuple(fallback for _ in log.files))
+    return log, *find_first(log.files[0], log.encodings[0], delimiter)
 
 
 def log_from_columns(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqrec_fast.data.sequence_files import read_batches
-from seqrec_fast.data.sniffing import TextLayout, open_text
+from seqrec_fast.data.sniffing import FALLBACKS, TextLayout, open_text
 from seqrec_fast.data.workspace import BadEncoding, BadNewlines, Workspace, quoted
 from seqrec_fast.errors import InputError
 
@@ -119,7 +119,13 @@ def _from_text(
     files = list(log.files)
     if any(encoding not in ("utf-8", "utf-8-sig") for encoding in log.encodings):
         files = [
-            _rewrite(workspace, path, (encoding,), notes, log.encoding_given)
+            _rewrite(
+                workspace,
+                path,
+                (encoding,) if log.encoding_given else (encoding, *FALLBACKS),
+                notes,
+                log.encoding_given,
+            )
             for path, encoding in zip(log.files, log.encodings, strict=True)
         ]
     try:
@@ -128,7 +134,7 @@ def _from_text(
         if log.encoding_given:
             raise
         files = [
-            _rewrite(workspace, path, (encoding, "latin-1"), notes, given=False)
+            _rewrite(workspace, path, (encoding, *FALLBACKS), notes, given=False)
             for path, encoding in zip(log.files, log.encodings, strict=True)
         ]
         _copy(workspace, files, log, roles, limit)
@@ -214,15 +220,18 @@ def _from_sequences(
     notes: list[str] = []
     counts: dict[str, int] = {}
     encodings = log.encodings
-    try:
-        _insert_sequences(workspace, log, encodings, counts)
-    except BadEncoding:
-        if log.encoding_given:
-            raise
-        encodings = tuple("latin-1" for _ in log.files)
-        _insert_sequences(workspace, log, encodings, counts)
-    if "latin-1" in encodings and not log.encoding_given:
-        notes.append("encoding: read as latin-1 (recognised)")
+    for fallback in (*FALLBACKS, None):
+        try:
+            _insert_sequences(workspace, log, encodings, counts)
+            break
+        except BadEncoding:
+            if log.encoding_given or fallback is None:
+                raise
+            encodings = tuple(fallback for _ in log.files)
+    if not log.encoding_given:
+        notes += [
+            f"encoding: read as {name} (recognised)" for name in FALLBACKS if name in encodings
+        ]
     if counts["bare"]:
         notes.append(f"{counts['bare']:,} lines hold a user and no item; they give no event")
     if counts["untimed"]:

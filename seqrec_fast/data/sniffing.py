@@ -22,9 +22,21 @@ from typing import Any, TextIO
 from seqrec_fast.data.recognition import looks_like_header
 from seqrec_fast.errors import InputError
 
-__all__ = ["FORMATS", "Head", "TextLayout", "find_format", "find_layout", "open_text", "read_head"]
+__all__ = [
+    "FALLBACKS",
+    "FORMATS",
+    "Head",
+    "TextLayout",
+    "find_format",
+    "find_layout",
+    "open_text",
+    "read_head",
+]
 
 FORMATS = ("csv", "tsv", "parquet", "inter", "ratings", "sequences")
+#: What text is read as that is not UTF-8. Windows-1252 is Latin-1 with quotes and dashes in place
+#: of control characters; it leaves five bytes without a meaning, Latin-1 none.
+FALLBACKS = ("cp1252", "latin-1")
 _HEAD = 1 << 16
 # numbers, dates (2014-04-07T10:51:09Z, 11/1/2000): what no column is called
 _VALUE = re.compile(r"\s*(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})(\D.*)?")
@@ -148,8 +160,11 @@ def _decode_head(raw: bytes, encoding: str | None, whole: bool, path: Path) -> t
         return decoder.decode(raw, final=whole), encoding or "utf-8"
     except UnicodeDecodeError as error:
         if encoding is None:
-            # every byte is a letter in Latin-1, so this always succeeds
-            return raw.decode("latin-1"), "latin-1"
+            for fallback in FALLBACKS:
+                try:
+                    return raw.decode(fallback), fallback
+                except UnicodeDecodeError:
+                    continue
         raise InputError(
             f"{path}: is not {encoding} ({error.reason} at byte {error.start}); give another "
             f"encoding="

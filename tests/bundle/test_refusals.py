@@ -118,6 +118,8 @@ def test_info_finds_missing_and_truncated_files(saved: Path, name: str) -> None:
 
 def test_no_folder_and_no_bundle(tmp_path: Path) -> None:
     refused(tmp_path / "none", "none", "there is no bundle")
+    with pytest.raises(BundleError, match="no path holds a null character"):
+        bundles.load(tmp_path / "a\0b")
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", "file", "not a folder")
     (tmp_path / "empty").mkdir()

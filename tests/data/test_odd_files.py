@@ -102,3 +102,32 @@ def test_a_day_of_the_month_is_no_time(tmp_path: Path) -> None:
     found, notes = events(tmp_path / "a.dat", text)
     assert found == {2: [52, 53]}
     assert any("no time column" in note for note in notes)
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize(
+    ("raw", "name"), [(b"\x93q\x94", "“q”"), (b"caf\xe9", "café"), (b"\x81\xe9", "\x81é")]
+)
+@pytest.mark.parametrize("kind", ["a.csv", "a.txt"])
+def test_text_of_windows(tmp_path: Path, raw: bytes, name: str, early: bool, kind: str) -> None:
+    """Also where the odd bytes come after the part of the file that tells its encoding."""
+    plain = "".join(f"u{number},i{number}\n" for number in range(0 if early else 12_000))
+    text = b"user,item\n" + plain.encode() + b"w," + raw + b"\nv,x\n"
+    if kind == "a.txt":
+        text = text.replace(b"user,item\n", b"a b c\n").replace(b",", b" ")
+    log, items = tmp_path / kind, tmp_path / "items.csv"
+    log.write_bytes(text)
+    items.write_bytes(b"item,title\n" + plain.encode() + raw + b",T " + raw + b"\n")
+    prepared = data.prepare(data.read_log(log, items=items))
+    (index,) = prepared.items.encode([name])
+    assert index >= 0
+    assert prepared.item_table is not None
+    assert prepared.item_table.title(int(index)) == f"T {name}"
+    encoding = "latin-1" if raw.startswith(b"\x81") else "cp1252"
+    assert any(f"read as {encoding}" in note for note in prepared.report.notes)
+
+
+def test_a_folder_without_parquet_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        data.read_log(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: is a folder without .parquet files; give")
