@@ -143,7 +143,7 @@ def _check(
             )
     if blocked is not None and blocked.dtype != torch.bool:
         raise InputError(f"blocked: expected bool, found {blocked.dtype}; convert it")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    if type(k) is not int or k < 1:
         raise InputError(f"k: expected a whole number of at least 1, found {k!r}")
     if seen is not None:
         _check_seen(seen, len(queries), len(items))

@@ -72,7 +72,7 @@ def _indices(name: str, values: NDArray[Any], items: int) -> NDArray[np.int64]:
 
 
 def allowed_mask(allowed: NDArray[np.int64] | None, items: int) -> NDArray[np.bool_] | None:
-    """bool ``[items]``, true for the items that are not allowed; ``None`` where all are."""
+    """Bool ``[items]``, true for the items that are not allowed; ``None`` where all are."""
     if allowed is None:
         return None
     mask = np.ones(items, dtype=np.bool_)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqrec_fast import retrieval
+from seqrec_fast.errors import InputError
+from seqrec_fast.jagged import JaggedBatch
+
+RNG = np.random.default_rng(0)
+VECTORS = RNG.integers(-3, 4, (200, 6)).astype(np.float32)
+QUERIES = RNG.integers(-3, 4, (9, 6)).astype(np.float32)
+
+
+def expected(scores: np.ndarray, hidden: np.ndarray, k: int) -> np.ndarray:
+    """Indices by descending score, ties by index, hidden ones last as -1."""
+    masked = np.where(hidden, -np.inf, scores)
+    order = np.argsort(-masked, axis=1, kind="stable")[:, :k]
+    order[np.take_along_axis(masked, order, axis=1) == -np.inf] = -1
+    return np.pad(order, ((0, 0), (0, k - order.shape[1])), constant_values=-1)
+
+
+def test_inner_product() -> None:
+    index = retrieval.build(VECTORS)
+    scores, ids = index.search(QUERIES, 10)
+    products = QUERIES @ VECTORS.T
+    np.testing.assert_array_equal(ids, expected(products, np.zeros_like(products, bool), 10))
+    np.testing.assert_array_equal(scores, np.take_along_axis(products, ids, axis=1))
+    assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
+
+
+def test_cosine_is_independent_of_length() -> None:
+    rng = np.random.default_rng(1)
+    vectors, queries = rng.standard_normal((300, 20)), rng.standard_normal((7, 20))
+    lengths = 10.0 ** rng.uniform(-15, 15, 300)
+    cosine = queries @ vectors.T
+    cosine /= np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)
+    index = retrieval.build(vectors * lengths[:, None], metric="cosine")
+    scores, ids = index.search(queries * 1e-9, 300)
+    np.testing.assert_allclose(scores, np.take_along_axis(cosine, ids, axis=1), atol=3e-7)
+    assert (np.sort(ids) == np.arange(300)).all()
+
+
+def test_zero_vectors_have_cosine_zero() -> None:
+    index = retrieval.build([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], metric="cosine")
+    scores, ids = index.search([[2.0, 0.0], [0.0, 0.0]], 3)
+    np.testing.assert_array_equal(ids, [[1, 0, 2], [0, 1, 2]])
+    np.testing.assert_array_equal(scores, [[1, 0, -1], [0, 0, 0]])
+
+
+def test_more_than_there_is() -> None:
+    scores, ids = retrieval.build(VECTORS[:3]).search(QUERIES, 5)
+    assert (ids[:, 3:] == -1).all()
+    assert (scores[:, 3:] == -np.inf).all()
+    assert (np.sort(ids[:, :3]) == [0, 1, 2]).all()
+
+
+def test_an_empty_index_and_no_queries() -> None:
+    scores, ids = retrieval.build(np.empty((0, 6))).search(QUERIES, 2)
+    assert (ids == -1).all()
+    assert (scores == -np.inf).all()
+    assert retrieval.build(VECTORS).search(np.empty((0, 6)), 2)[1].shape == (0, 2)
+    empty = JaggedBatch.from_lists([])
+    assert retrieval.build(VECTORS).search(np.empty((0, 6)), 2, allow=empty)[1].shape == (0, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_filters_combine(data: st.DataObject) -> None:
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    hidden = np.zeros((9, 200), dtype=bool)
+    arguments: dict[str, Any] = {}
+
+    def lists(longest: int) -> list[np.ndarray]:
+        return [rng.integers(0, 200, rng.integers(0, longest)) for _ in range(9)]
+
+    if draw(st.booleans()):
+        rows = lists(30)
+        arguments["exclude"] = JaggedBatch.from_lists(rows)
+        for query, row in enumerate(rows):
+            hidden[query, row] = True
+    deny = draw(st.sampled_from(["none", "common", "each"]))
+    if deny == "common":
+        arguments["deny"] = rng.integers(0, 200, 40)
+        hidden[:, arguments["deny"]] = True
+    elif deny == "each":
+        rows = lists(40)
+        arguments["deny"] = JaggedBatch.from_lists(rows)
+        for query, row in enumerate(rows):
+            hidden[query, row] = True
+    allow = draw(st.sampled_from(["none", "common", "few each", "many each"]))
+    if allow == "common":
+        arguments["allow"] = rng.integers(0, 200, 60).tolist()
+        hidden[:, np.setdiff1d(np.arange(200), arguments["allow"])] = True
+    elif allow != "none":
+        rows = lists(20 if allow == "few each" else 300)
+        arguments["allow"] = JaggedBatch.from_lists(rows, dtype=np.int64)
+        for query, row in enumerate(rows):
+            hidden[query, np.setdiff1d(np.arange(200), row)] = True
+    k = draw(st.sampled_from([1, 7, 250]))
+    _, ids = retrieval.build(VECTORS).search(QUERIES, k, **arguments)
+    np.testing.assert_array_equal(ids, expected(QUERIES @ VECTORS.T, hidden, k))
+
+
+def test_an_empty_allow_list_allows_nothing() -> None:
+    index = retrieval.build(VECTORS)
+    assert (index.search(QUERIES, 3, allow=[])[1] == -1).all()
+    assert (index.search(QUERIES, 3, deny=[])[1] >= 0).all()
+
+
+def test_describe() -> None:
+    index = retrieval.build(VECTORS, metric="cosine")
+    assert index.describe() == {
+        "kind": "exact",
+        "metric": "cosine",
+        "dtype": "float32",
+        "items": 200,
+        "dim": 6,
+        "bytes": 200 * 6 * 4,
+        "exact": True,
+    }
+    assert len(index) == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "hnsw"}, "kind: found 'hnsw'; choose one of exact"),
+        ({"metric": "l2"}, "metric: found 'l2'; choose one of ip, cosine"),
+        ({"dtype": "int8"}, "dtype: found 'int8'; choose one of float32"),
+        ({"vectors": [1.0, 2.0]}, r"vectors: expected two dimensions \[rows, dim\], found shape"),
+        ({"vectors": [[1.0], [1.0, 2.0]]}, "vectors: .* uneven rows"),
+        ({"vectors": np.empty((3, 0))}, "vectors: expected at least 1 column"),
+        ({"vectors": [["a"]]}, "vectors: expected floating-point numbers"),
+        ({"vectors": [[1.0], [np.nan]]}, "vectors: row 1 is not finite"),
+        ({"vectors": [[1.0], [1e300]]}, "vectors: row 1 is not finite in float32"),
+    ],
+)
+def test_build_names_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        retrieval.build(**({"vectors": VECTORS} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"queries": QUERIES[:, :5]}, "queries: expected 6 columns like the index, found 5"),
+        ({"queries": QUERIES[0]}, "queries: expected two dimensions"),
+        ({"queries": np.full((9, 6), np.inf)}, "queries: row 0 is not finite"),
+        ({"k": 0}, "k: expected a whole number of at least 1"),
+        ({"k": 0, "allow": JaggedBatch.from_lists([[1]] * 9)}, "k: expected a whole number"),
+        ({"deny": [200]}, "deny: found item 200, but the items are 0 to 199"),
+        ({"allow": [-1]}, "allow: found item -1"),
+        ({"allow": [0.5]}, "allow: expected integer item indices, found float64"),
+        ({"allow": [[1], [2]]}, "allow: expected one list of item indices or a JaggedBatch"),
+        ({"deny": JaggedBatch.from_lists([[1]])}, r"deny: expected one row a query \(9\)"),
+        ({"exclude": JaggedBatch.from_lists([[300]] * 9)}, "exclude: found item 300"),
+        ({"exclude": [1, 2]}, "exclude: expected a JaggedBatch of one row a query"),
+    ],
+)
+def test_search_names_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        retrieval.build(VECTORS).search(**({"queries": QUERIES, "k": 3} | arguments))
