@@ -192,6 +192,11 @@ def _checked_out(path: str) -> Path:
 def _checked_checkpoint(given: str | None, out: Path, resume: bool) -> Path:
     path = out.with_name(f"{out.name}.checkpoint") if given is None else Path(given)
     place = check_output(path, "--checkpoint", marker="state.json")
+    if place == out or out in place.parents or place in out.parents:
+        raise InputError(
+            f"--checkpoint: {place} and the bundle {out} would overwrite one another; give a "
+            "folder beside the bundle"
+        )
     if resume and not place.is_dir():
         raise InputError(f"--resume: there is no checkpoint {place}; start without --resume")
     return place

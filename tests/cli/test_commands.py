@@ -156,6 +156,21 @@ def test_interrupt_in_the_first_epoch_replaces_no_bundle(
     assert (out / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("place", ["b", "b/inside", "."])
+def test_a_checkpoint_in_the_way_of_the_bundle_is_refused_before_training(
+    world: World, tmp_path: Path, place: str
+) -> None:
+    parent = tmp_path / "p"
+    shutil.copytree(world.bundle, parent / "b")
+    (parent / "state.json").write_text("{}")
+    if place == "b":
+        shutil.rmtree(parent / "b")
+    done = run("train", world.log, "--out", parent / "b", "--checkpoint", parent / place, *TINY)
+    assert done.code == 2
+    assert "would overwrite one another" in done.err
+    assert not done.out
+
+
 def test_interrupt_inside_fit_is_told_in_one_line(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
