@@ -70,6 +70,7 @@ def score_topk(
     query_rows = _matrix("queries", queries)
     item_rows = _matrix("items", items)
     seen_values, seen_offsets = _seen_rows(seen)
+    wanted = _integer("k", k)
     try:
         return _C.score_topk(
             query_rows,
@@ -78,11 +79,16 @@ def score_topk(
             seen_values,
             seen_offsets,
             None if blocked is None else _flags(blocked),
-            _integer("k", k),
+            wanted,
             0 if threads is None else _thread_count(threads),
         )
     except ValueError as error:
         raise InputError(str(error)) from None
+    except MemoryError:
+        raise InputError(
+            f"k: {wanted:,} places for each of {len(query_rows):,} queries take more memory than "
+            f"there is; the {len(item_rows):,} items are enough"
+        ) from None
 
 
 def build_info() -> dict[str, Any]:

@@ -345,6 +345,12 @@ def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_more_places_than_memory_holds_are_refused() -> None:
+    vectors = np.ones((3, 2), dtype=np.float32)
+    with pytest.raises(InputError, match=r"k: 1,000,000,000,000,000 places .* the 3 items are"):
+        native.score_topk(vectors, vectors, 10**15)
+
+
 def test_torch_batches_are_refused_with_the_remedy() -> None:
     pytest.importorskip("torch")
     seen = JaggedBatch.from_lists([[1], [2]]).to_torch()
