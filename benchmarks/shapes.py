@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sizes that are measured, one registry for all benchmarks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["TOPK", "TopkShape"]
+
+
+class TopkShape(NamedTuple):
+    """A search: ``queries [queries, dim]`` over ``items [items, dim]`` for the ``k`` best."""
+
+    queries: int
+    items: int
+    dim: int = 64
+    k: int = 100
+
+    def __str__(self) -> str:
+        """For instance ``16 x 100000 x 64, top 100``."""
+        return f"{self.queries} x {self.items} x {self.dim}, top {self.k}"
+
+
+TOPK = tuple(TopkShape(queries, items) for items in (10_000, 100_000) for queries in (1, 16, 256))
