@@ -298,7 +298,16 @@ def _split(
         f"test: {len(test):,} users, {targets}; {left_out:,} users are not in it "
         f"(too few events, or none on one side of the cut)"
     ]
-    for name, part in (("validation", validation), ("test", test)):
+    for name, part, begin, end in (
+        ("validation", validation, first, second),
+        ("test", test, second, lengths),
+    ):
+        new = (begin == 0) & (end > begin)
+        if new.any():
+            notes.append(
+                f"{name}: {int(end[new].sum()):,} more events are of {int(new.sum()):,} users "
+                "without an earlier event; nothing can be predicted for them, they are not ranked"
+            )
         notes += _cold_notes(train, part, len(prepared.items), name)
     return Split(
         train=train,

@@ -220,3 +220,14 @@ def test_splits_that_cannot_be(call: object, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         call()  # type: ignore[operator]
     assert "\n" not in str(caught.value)
+
+
+def test_events_of_users_who_begin_after_the_cut_are_counted() -> None:
+    """Nothing held out is left out in silence: the second user has 2 after the test moment."""
+    prepared = make([4, 2], [1, 2, 11, 21, 22, 23])
+    split = by_time(prepared, validation=10, test=20)
+    assert any(
+        note.startswith("test: 2 more events are of 1 users without an earlier event")
+        for note in split.notes
+    )
+    assert not any("validation:" in note and "more events" in note for note in split.notes)
