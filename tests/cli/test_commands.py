@@ -91,7 +91,7 @@ def test_train_replaces_a_bundle(world: World, tmp_path: Path) -> None:
 def test_resume_after_an_interrupt_equals_an_unbroken_run(world: World, tmp_path: Path) -> None:
     """Ctrl-C in a real process leaves a usable bundle; --resume goes on as if without a break."""
     options = ["--dim", "8", "--heads", "2", "--max-length", "10", "--threads", "1"]
-    options += ["--epochs", "60", "--patience", "60"]
+    options += ["--epochs", "200", "--patience", "200"]
     command = [sys.executable, "-m", "seqrec_fast.cli.main", "train", str(world.log), *options]
     out = tmp_path / "broken"
     process = subprocess.Popen(
@@ -100,6 +100,8 @@ def test_resume_after_an_interrupt_equals_an_unbroken_run(world: World, tmp_path
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        # a shell that runs the tests in the background has told its children to ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     checkpoint = tmp_path / "broken.checkpoint"
     deadline = time.monotonic() + 60
