@@ -44,7 +44,7 @@ class Checkpoint:
     """The state of a training run after a whole epoch.
 
     Attributes:
-        run: fingerprint of data and options; only the same run goes on from it.
+        run: options and a hash of the data; only the same run goes on from it.
         phase: ``"select"`` (with early stopping) or ``"refit"``.
         epoch: epochs of this phase that are done.
         model: current weights.
@@ -53,7 +53,7 @@ class Checkpoint:
         facts: JSON-able record of the run so far (history, best epoch, …).
     """
 
-    run: str
+    run: dict[str, Any]
     phase: str
     epoch: int
     model: dict[str, Tensor]
@@ -118,7 +118,7 @@ class Checkpoint:
             tensors = safetensors.torch.load_file(folder / _TENSORS)
             found = facts["format"]
             checkpoint = cls(
-                run=facts["run"],
+                run=dict(facts["run"]),
                 phase=facts["phase"],
                 epoch=int(facts["epoch"]),
                 model={},

@@ -110,11 +110,7 @@ class _Fit:
         if resume:
             assert self.checkpoint is not None
             state = Checkpoint.load(self.checkpoint)
-            if state.run != identity:
-                raise InputError(
-                    f"{self.checkpoint}: the checkpoint is of other data or other options; give "
-                    "the same ones, or start without resume"
-                )
+            self._check_same(state.run, identity)
         validation = self._validation() if len(self.split.validation) else None
         select = self._phase("select", self.split, self.training_options.epochs, validation)
         select.run = identity
@@ -170,21 +166,39 @@ class _Fit:
             targets=holdout.targets.select(rows),
         )
 
-    def _identity(self) -> str:
+    def _identity(self) -> dict[str, Any]:
+        """What makes a run: every option that its result depends on, and a hash of its data."""
         train = self.split.train
         training = self.training_options.to_config()
         # more epochs may follow where the learning rate does not depend on their number
         if self.training_options.schedule == "constant":
             training.pop("epochs")
         training.pop("threads")
-        return fingerprint(
+        data = fingerprint(
             train.offsets,
             train.values,
             *(() if self.split.train_weights is None else (self.split.train_weights,)),
             len(self.split.items),
-            sorted(self.model_options.to_config().items()),
-            sorted(training.items()),
-            self.refit,
+        )
+        options = {**self.model_options.to_config(), **training}
+        return {"data": data, **options, "refit": self.refit}
+
+    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another run and names what differs."""
+        differ = [name for name in now if name not in before or before[name] != now[name]]
+        if not differ:
+            return
+        if differ == ["data"]:
+            found = "other data: its training events are not these"
+        else:
+            found = "other options: " + ", ".join(
+                f"{name} was {before.get(name)!r}, now {now[name]!r}"
+                for name in differ
+                if name != "data"
+            )
+        raise InputError(
+            f"{self.checkpoint}: the checkpoint is of {found}; give the same, or start without "
+            "resume"
         )
 
     def _phase(self, name: str, split: Split, epochs: int, validation: Holdout | None) -> Phase:
@@ -206,7 +220,7 @@ class _Fit:
             epochs=epochs,
             validation=validation,
             checkpoint=self.checkpoint,
-            run="",
+            run={},
         )
 
     def _measure(self, model: SequenceModel, split: Split) -> dict[str, Any]:

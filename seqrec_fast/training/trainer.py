@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class Phase:
         epochs: epochs at most.
         validation: held-out events for early stopping; None trains all epochs.
         checkpoint: folder of the checkpoint, or None.
-        run: fingerprint of the whole run.
+        run: what makes the whole run, see :class:`Checkpoint`.
         carried: facts of earlier phases, kept in each checkpoint.
         earlier: weights of the phase before, kept in each checkpoint in place of best ones.
         history: a record an epoch.
@@ -71,7 +71,7 @@ class Phase:
     epochs: int
     validation: Holdout | None
     checkpoint: Path | None
-    run: str
+    run: dict[str, Any]
     carried: dict[str, object] = field(default_factory=dict)
     earlier: dict[str, Tensor] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)

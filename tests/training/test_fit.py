@@ -143,7 +143,7 @@ def test_resume_refuses_what_it_cannot_go_on_from(split: data.Split, tmp_path: P
     with pytest.raises(InputError, match="resume: needs checkpoint"):
         fit(split, resume=True, **SMALL)
     fit(split, "gru", epochs=1, checkpoint=folder, **SMALL)
-    with pytest.raises(InputError, match="of other data or other options"):
+    with pytest.raises(InputError, match="of other options: seed was 0, now 1; give the same"):
         fit(split, "gru", epochs=2, seed=1, checkpoint=folder, resume=True, **SMALL)
     for name in ("state.json", "state.safetensors"):
         broken = tmp_path / f"broken-{name}"
@@ -272,7 +272,7 @@ def test_resume_refuses_other_event_weights(split: data.Split, tmp_path: Path) -
     weights = torch.ones(split.train.tokens).numpy()
     options = {**SMALL, "checkpoint": tmp_path / "c"}
     fit(replace(split, train_weights=weights), "gru", epochs=1, **options)
-    with pytest.raises(InputError, match="of other data or other options"):
+    with pytest.raises(InputError, match="of other data: its training events are not these"):
         fit(replace(split, train_weights=weights * 2), "gru", epochs=2, resume=True, **options)
 
 
