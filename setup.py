@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds ``seqrec_fast._C``; everything else about the package is in ``pyproject.toml``.
 
-Each instruction set is one translation unit with flags of its own and nothing else gets them, so
+Each kernel is compiled once an instruction set, with flags of its own that nothing else gets, so
 one binary runs on every x86-64 machine and uses the best that it finds there. Other processors get
-the generic unit alone. Needs GCC or Clang (the kernels use their vector extensions).
+the generic kernels alone. Needs GCC or Clang (the kernels use their vector extensions).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from typing import NamedTuple
 
 import pybind11
 from setuptools import Extension, setup
@@ -21,10 +22,13 @@ from setuptools.command.build_ext import build_ext
 # -ffast-math allows is wanted.
 COMMON_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread", "-Wno-psabi"]
 KERNEL_FLAGS = ["-ffp-contract=fast"]
-ISA_FLAGS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
+ISAS = {
+    "baseline": ["-DSEQREC_LANES=4"],
+    "avx2": ["-DSEQREC_LANES=8", "-mavx2", "-mfma"],
+    "avx512": [
+        "-DSEQREC_LANES=16",
+        *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
+    ],
 }
 
 
@@ -34,21 +38,22 @@ def is_x86() -> bool:
     return "x86_64" in flags or (platform.machine().lower() in ("x86_64", "amd64") and not flags)
 
 
-def isa_units() -> dict[str, list[str]]:
-    """Source file of each instruction-set unit of this platform, with its own flags."""
-    names = ISA_FLAGS if is_x86() else ["baseline"]
-    return {f"csrc/isa/{name}.cpp": KERNEL_FLAGS + ISA_FLAGS[name] for name in names}
+class Unit(NamedTuple):
+    """A source, the folder of its object under the build folder, and flags of its own."""
+
+    source: str
+    folder: str = ""
+    flags: tuple[str, ...] = ()
 
 
-def sources() -> list[str]:
-    """All translation units of the extension, relative to the repository."""
-    common = [
-        *glob("csrc/base/*.cpp"),
-        *glob("csrc/ops/*.cpp"),
-        *glob("csrc/binding/*.cpp"),
-        "csrc/isa/dispatch.cpp",
-    ]
-    return sorted([*common, *isa_units()])
+def units() -> list[Unit]:
+    """Everything that is compiled: each file of ``isa/units`` once an instruction set."""
+    common = [*glob("csrc/base/*.cpp"), *glob("csrc/ops/*.cpp"), *glob("csrc/binding/*.cpp")]
+    found = [Unit(source) for source in sorted([*common, "csrc/isa/dispatch.cpp"])]
+    for isa in ISAS if is_x86() else ["baseline"]:
+        flags = (*KERNEL_FLAGS, f"-DSEQREC_ISA=isa_{isa}", *ISAS[isa])
+        found += [Unit(source, isa, flags) for source in sorted(glob("csrc/isa/units/*.cpp"))]
+    return found
 
 
 class BuildNative(build_ext):
@@ -61,40 +66,51 @@ class BuildNative(build_ext):
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
-        """Compiles each source with its own flags, then links."""
+        """Compiles each unit whose sources have changed, then links."""
         target = self.get_ext_fullpath(ext.name)
-        newest = max(os.path.getmtime(path) for path in [*ext.sources, *ext.depends, __file__])
-        if not self.force and os.path.exists(target) and os.path.getmtime(target) > newest:
-            return
-        units = isa_units()
         macros = [
             ("SEQREC_VERSION", f'"{self.distribution.get_version()}"'),
             ("SEQREC_FLAGS", f'"{" ".join(COMMON_FLAGS)}"'),
         ]
 
-        def compile_one(source: str) -> list[str]:
-            objects: list[str] = self.compiler.compile(
-                [source],
-                output_dir=self.build_temp,
+        def compile_one(unit: Unit) -> str:
+            folder = os.path.join(self.build_temp, unit.folder)
+            (built,) = self.compiler.object_filenames([unit.source], output_dir=folder)
+            if not self.force and is_current(built):
+                return built
+            self.compiler.compile(
+                [unit.source],
+                output_dir=folder,
                 macros=macros,
                 include_dirs=ext.include_dirs,
-                extra_postargs=[*COMMON_FLAGS, *units.get(source, [])],
+                extra_postargs=[*COMMON_FLAGS, *unit.flags, "-MMD"],
             )
-            return objects
+            return built
 
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as workers:
-            objects = [o for found in workers.map(compile_one, ext.sources) for o in found]
+            objects = list(workers.map(compile_one, units()))
         os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
         self.compiler.link_shared_object(
             objects, target, extra_postargs=["-pthread"], target_lang="c++"
         )
 
 
+def is_current(built: str) -> bool:
+    """Whether an object is newer than all that it was made of, by the compiler's own list."""
+    try:
+        with open(os.path.splitext(built)[0] + ".d", encoding="utf-8") as file:
+            parts = file.read().replace("\\\n", " ").partition(":")[2].split()
+        made = os.path.getmtime(built)
+        return all(os.path.getmtime(path) < made for path in [*parts, __file__])
+    except OSError:
+        return False
+
+
 setup(
     ext_modules=[
         Extension(
             "seqrec_fast._C",
-            sources=sources(),
+            sources=sorted({unit.source for unit in units()}),
             include_dirs=["csrc", pybind11.get_include()],
             depends=sorted(glob("csrc/**/*.h", recursive=True)),
             language="c++",

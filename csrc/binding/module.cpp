@@ -52,6 +52,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &seqrec::cpu_features);
   m.def("get_num_threads", &seqrec::get_num_threads);
   m.def("set_num_threads", &seqrec::set_threads, py::arg("threads"));
+  m.def("use_isa", &seqrec::use_isa, py::arg("name"));
   m.def("pool_workers", &seqrec::pool_workers);
   seqrec::bind_topk(m);
 }

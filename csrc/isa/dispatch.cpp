@@ -7,12 +7,18 @@
 #include "isa/kernel_table.h"
 
 namespace seqrec {
+
+SEQREC_KERNEL_TABLE(isa_baseline, "baseline", 4)
+#if defined(__x86_64__)
+SEQREC_KERNEL_TABLE(isa_avx2, "avx2", 8)
+SEQREC_KERNEL_TABLE(isa_avx512, "avx512", 16)
+#endif
+
 namespace {
 
 struct Unit {
-  const char* name;
+  const KernelTable& table;
   bool (*runs)();
-  const KernelTable& (*table)();
 };
 
 #if defined(__x86_64__)
@@ -25,10 +31,10 @@ bool runs_avx512() {
 
 // Narrowest first.
 const Unit kUnits[] = {
-    {"baseline", [] { return true; }, &baseline_kernels},
+    {isa_baseline::table, [] { return true; }},
 #if defined(__x86_64__)
-    {"avx2", &runs_avx2, &avx2_kernels},
-    {"avx512", &runs_avx512, &avx512_kernels},
+    {isa_avx2::table, &runs_avx2},
+    {isa_avx512::table, &runs_avx512},
 #endif
 };
 
@@ -55,23 +61,23 @@ const KernelTable& choose() {
   }
   const Unit* best = &kUnits[0];
   for (const Unit& unit : kUnits) {
-    if (rank_of(unit.name) <= limit && unit.runs()) best = &unit;
+    if (rank_of(unit.table.name) <= limit && unit.runs()) best = &unit;
   }
-  return best->table();
+  return best->table;
 }
 
 }  // namespace
 
 std::vector<std::string> compiled_isas() {
   std::vector<std::string> names;
-  for (const Unit& unit : kUnits) names.emplace_back(unit.name);
+  for (const Unit& unit : kUnits) names.emplace_back(unit.table.name);
   return names;
 }
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
   for (const Unit& unit : kUnits) {
-    if (unit.runs()) names.emplace_back(unit.name);
+    if (unit.runs()) names.emplace_back(unit.table.name);
   }
   return names;
 }
@@ -98,8 +104,11 @@ std::vector<std::string> cpu_features() {
   return found;
 }
 
+namespace {
+std::atomic<const KernelTable*> chosen{nullptr};
+}
+
 const KernelTable& kernels() {
-  static std::atomic<const KernelTable*> chosen{nullptr};
   const KernelTable* table = chosen.load(std::memory_order_acquire);
   if (table == nullptr) {
     table = &choose();  // two threads may both choose; they choose the same
@@ -110,9 +119,13 @@ const KernelTable& kernels() {
 
 const KernelTable& kernels_of(const std::string& name) {
   for (const Unit& unit : kUnits) {
-    if (name == unit.name && unit.runs()) return unit.table();
+    if (name == unit.table.name && unit.runs()) return unit.table;
   }
   throw std::invalid_argument("isa: '" + name + "' is not compiled in or not supported here");
+}
+
+void use_isa(const std::string& name) {
+  chosen.store(&kernels_of(name), std::memory_order_release);
 }
 
 }  // namespace seqrec

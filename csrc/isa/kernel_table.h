@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of one instruction set as a table of functions, and the choice between tables.
+//
+// Every file of units/ holds one operation and is compiled once for each instruction set, with
+// SEQREC_ISA (the namespace) and SEQREC_LANES (floats a register) defined by the build.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "kernels/topk_types.h"
+
+/// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
+#define SEQREC_OPERATIONS(X) X(TopkKernels, topk)
 
 namespace seqrec {
 
@@ -14,19 +19,20 @@ struct KernelTable {
   const char* name;  // "baseline", "avx2" or "avx512"
   int lanes;         // floats in one vector register
 
-  std::int64_t (*topk_chunk_rows)(std::int64_t dim);
-  void (*topk_begin)(const TopkProblem& problem, TopkState& state);
-  void (*topk_scan)(const TopkProblem& problem, TopkState& state, std::int64_t first_item,
-                    std::int64_t end_item);
-  void (*topk_finish)(float* scores, std::int32_t* ids, std::int64_t count, std::int64_t k,
-                      float* out_scores, std::int64_t* out_ids);
+#define SEQREC_MEMBER(type, operation) const type* operation;
+  SEQREC_OPERATIONS(SEQREC_MEMBER)
+#undef SEQREC_MEMBER
 };
 
-const KernelTable& baseline_kernels();
-#if defined(__x86_64__)
-const KernelTable& avx2_kernels();
-const KernelTable& avx512_kernels();
-#endif
+#define SEQREC_DECLARE_KERNELS(type, operation) extern const type operation##_kernels;
+#define SEQREC_ADDRESS_OF_KERNELS(type, operation) , &operation##_kernels
+
+/// Makes `isa::table` out of what the units compiled for the namespace `isa` define.
+#define SEQREC_KERNEL_TABLE(isa, name, lanes)                                                  \
+  namespace isa {                                                                              \
+  SEQREC_OPERATIONS(SEQREC_DECLARE_KERNELS)                                                    \
+  static const KernelTable table = {name, lanes SEQREC_OPERATIONS(SEQREC_ADDRESS_OF_KERNELS)}; \
+  }
 
 /// Instruction sets that this library was built for, narrowest first.
 std::vector<std::string> compiled_isas();
@@ -45,5 +51,8 @@ const KernelTable& kernels();
 
 /// The table of a supported instruction set; throws std::invalid_argument for any other name.
 const KernelTable& kernels_of(const std::string& name);
+
+/// Makes kernels() return kernels_of(name) from now on: how tests reach every instruction set.
+void use_isa(const std::string& name);
 
 }  // namespace seqrec

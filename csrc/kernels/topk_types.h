@@ -47,4 +47,14 @@ inline constexpr std::int64_t kTopkPad = 16;     // the widest vector, in floats
 inline constexpr std::int64_t kTopkRowPad = 32;  // the most items in one register tile
 inline constexpr std::int64_t kTopkQueryPad = 48;
 
+/// The functions of the operation, compiled for one instruction set.
+struct TopkKernels {
+  std::int64_t (*chunk_rows)(std::int64_t dim);
+  void (*begin)(const TopkProblem& problem, TopkState& state);
+  void (*scan)(const TopkProblem& problem, TopkState& state, std::int64_t first_item,
+               std::int64_t end_item);
+  void (*finish)(float* scores, std::int32_t* ids, std::int64_t count, std::int64_t k,
+                 float* out_scores, std::int64_t* out_ids);
+};
+
 }  // namespace seqrec

@@ -27,7 +27,7 @@ class Workspace {
   Workspace(const TopkProblem& p, const KernelTable& table, std::int64_t queries,
             std::int64_t limit, std::int64_t capacity, std::int32_t* bound) {
     const std::int64_t padded = round_up(queries, kTopkQueryPad);
-    const std::int64_t rows = std::min(table.topk_chunk_rows(p.dim), p.num_items) + kTopkRowPad;
+    const std::int64_t rows = std::min(table.topk->chunk_rows(p.dim), p.num_items) + kTopkRowPad;
     floats_ = AlignedBuffer<float>(size(padded * p.dim) + size(padded) + size(queries * capacity) +
                                    size(rows * p.dim) + size(rows));
     ints_ = AlignedBuffer<std::int32_t>(size(queries * capacity) + size(rows));
@@ -50,7 +50,7 @@ class Workspace {
              std::int64_t queries) {
     state_.first_query = first;
     state_.num_queries = queries;
-    table.topk_begin(p, state_);
+    table.topk->begin(p, state_);
   }
 
   TopkState& state() { return state_; }
@@ -83,7 +83,7 @@ struct Plan {
   std::int64_t* out_ids;
 
   void finish(float* scores, std::int32_t* ids, std::int64_t count, std::int64_t query) const {
-    table.topk_finish(scores, ids, count, p.k, out_scores + query * p.k, out_ids + query * p.k);
+    table.topk->finish(scores, ids, count, p.k, out_scores + query * p.k, out_ids + query * p.k);
   }
 };
 
@@ -99,7 +99,7 @@ void split_queries(const Plan& plan) {
       if (first >= p.num_queries) return;
       work.begin(p, plan.table, first, std::min(plan.group, p.num_queries - first));
       TopkState& s = work.state();
-      plan.table.topk_scan(p, s, 0, p.num_items);
+      plan.table.topk->scan(p, s, 0, p.num_items);
       for (std::int64_t q = 0; q < s.num_queries; ++q) {
         plan.finish(s.scores + q * s.capacity, s.ids + q * s.capacity, s.count[q], first + q);
       }
@@ -110,7 +110,7 @@ void split_queries(const Plan& plan) {
 /// The threads share the items, piece by piece, and tell each other their thresholds.
 void split_items(const Plan& plan) {
   const TopkProblem& p = plan.p;
-  const std::int64_t chunk = plan.table.topk_chunk_rows(p.dim);
+  const std::int64_t chunk = plan.table.topk->chunk_rows(p.dim);
   const std::int64_t wanted = p.num_items / (plan.threads * kPieces);
   const std::int64_t piece = std::max(chunk, round_up(wanted, chunk));
   std::vector<std::int32_t> bound(static_cast<std::size_t>(p.num_queries), INT32_MIN);
@@ -128,7 +128,7 @@ void split_items(const Plan& plan) {
       for (;;) {
         const std::int64_t from = next.fetch_add(1, std::memory_order_relaxed) * piece;
         if (from >= p.num_items) return;
-        plan.table.topk_scan(p, mine->state(), from, std::min(from + piece, p.num_items));
+        plan.table.topk->scan(p, mine->state(), from, std::min(from + piece, p.num_items));
       }
     });
     const auto merge = [&](std::int64_t begin, std::int64_t end) {

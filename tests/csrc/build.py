@@ -26,19 +26,21 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def units() -> dict[Path, list[str]]:
-    """Every source of the program with its own flags."""
+def units() -> list[tuple[Path, str, list[str]]]:
+    """Every source of the program, the instruction set it is for, and its own flags."""
     csrc, tests = ROOT / "csrc", ROOT / "tests" / "csrc"
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    found: dict[Path, list[str]] = {}
+    plain = [csrc / "isa" / "dispatch.cpp"]
     for folder in (csrc / "base", csrc / "ops", tests):
-        found |= {path: [] for path in sorted(folder.glob("*.cpp"))}
-    found[csrc / "isa" / "dispatch.cpp"] = []
-    found[csrc / "isa" / "baseline.cpp"] = ["-ffp-contract=fast"]
-    found[tests / "wide.cpp"] = ["-ffp-contract=fast", *(AVX2 if x86 else [])]
+        plain += sorted(folder.glob("*.cpp"))
+    found: list[tuple[Path, str, list[str]]] = [(path, "", []) for path in plain]
+    # "wide" is the logic of the widest unit at what the machine can run
+    isas = {"baseline": (4, []), "wide": (16, AVX2 if x86 else [])}
     if x86:
-        found[csrc / "isa" / "avx2.cpp"] = ["-ffp-contract=fast", *AVX2]
-        found[csrc / "isa" / "avx512.cpp"] = ["-ffp-contract=fast", *AVX512]
+        isas |= {"avx2": (8, AVX2), "avx512": (16, AVX512)}
+    for isa, (lanes, extra) in isas.items():
+        flags = ["-ffp-contract=fast", f"-DSEQREC_ISA=isa_{isa}", f"-DSEQREC_LANES={lanes}", *extra]
+        found += [(path, isa, flags) for path in sorted((csrc / "isa" / "units").glob("*.cpp"))]
     return found
 
 
@@ -48,14 +50,14 @@ def build(folder: Path, sanitizers: str = "") -> Path:
     if sanitizers:
         flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
 
-    def compile_one(item: tuple[Path, list[str]]) -> str:
-        source, extra = item
-        target = folder / f"{source.parent.name}_{source.stem}.o"
+    def compile_one(item: tuple[Path, str, list[str]]) -> str:
+        source, isa, extra = item
+        target = folder / f"{source.parent.name}_{source.stem}_{isa}.o"
         run([*flags, *extra, f"-I{ROOT / 'csrc'}", "-c", str(source), "-o", str(target)])
         return str(target)
 
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as workers:
-        objects = list(workers.map(compile_one, units().items()))
+        objects = list(workers.map(compile_one, units()))
     program = folder / "csrc_tests"
     run([*flags, *objects, "-o", str(program)])
     return program

@@ -47,16 +47,16 @@ def test_core_is_clean(sanitizers: str, tests: list[str], tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def optimised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each unit compiled as the package compiles it."""
+def optimised(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """Each unit compiled as the package compiles it, by operation and instruction set."""
     folder = tmp_path_factory.mktemp("units")
     objects = {}
-    for source, flags in build.units().items():
-        if source.parent.name == "isa" and source.stem != "dispatch":
-            target = folder / f"{source.stem}.o"
+    for source, isa, flags in build.units():
+        if isa and isa != "wide":
+            target = folder / f"{source.stem}_{isa}.o"
             common = ["-std=c++17", "-O3", *build.WARNINGS, f"-I{build.ROOT / 'csrc'}"]
             build.run([*common, *flags, "-c", str(source), "-o", str(target)])
-            objects[source.stem] = target
+            objects[source.stem, isa] = target
     return objects
 
 
@@ -66,33 +66,41 @@ def tool(*command: str | Path) -> str:
 
 
 @pytest.mark.skipif(not X86, reason="instruction sets of x86-64")
-def test_units_contain_the_instructions_of_their_set(optimised: dict[str, Path]) -> None:
-    code = {n: tool("objdump", "-d", "--no-show-raw-insn", p) for n, p in optimised.items()}
-    assert re.search(r"vfn?m(add|sub)\d+ps .*%zmm", code["avx512"])
-    assert re.search(r"vfn?m(add|sub)\d+ps .*%ymm", code["avx2"])
-    assert "%zmm" not in code["avx2"]
-    assert "%ymm" not in code["baseline"]
-    assert not re.search(r"\tv(add|mul|mov|fmadd|xor|cmp)\w*ps", code["baseline"])
-    assert re.search(r"\tmulps", code["baseline"])
+def test_units_contain_the_instructions_of_their_set(
+    optimised: dict[tuple[str, str], Path],
+) -> None:
+    for (operation, isa), path in optimised.items():
+        code = tool("objdump", "-d", "--no-show-raw-insn", path)
+        if isa == "baseline":
+            assert "%ymm" not in code, operation
+            assert not re.search(r"\tv(add|mul|mov|fmadd|xor|cmp)\w*ps", code), operation
+            assert re.search(r"\tmulps", code), operation
+            continue
+        register = {"avx2": "ymm", "avx512": "zmm"}[isa]
+        assert re.search(rf"vfn?m(add|sub)\d+ps .*%{register}", code), (operation, isa)
+        assert isa == "avx512" or "%zmm" not in code, operation
 
 
 @pytest.mark.skipif(not X86, reason="instruction sets of x86-64")
-def test_units_share_no_code(optimised: dict[str, Path]) -> None:
+def test_units_share_no_code(optimised: dict[tuple[str, str], Path]) -> None:
     """A function that two units define must not reach the linker, which would keep either one."""
-    for name, path in optimised.items():
+    for (operation, isa), path in optimised.items():
         for line in tool("nm", "--demangle", "--defined-only", path).splitlines():
             _, kind, symbol = line.split(" ", 2)
             if kind in "WVu":
-                assert f"isa_{name}::" in symbol, f"{name}: {symbol} may be taken by another unit"
+                where = f"{operation}, {isa}: {symbol} may be taken by another unit"
+                assert f"isa_{isa}::" in symbol, where
 
 
 @pytest.mark.skipif(not X86, reason="instruction sets of x86-64")
-def test_inner_loops_keep_their_tile_in_registers(optimised: dict[str, Path]) -> None:
+@pytest.mark.parametrize("operation", ["topk"])
+def test_inner_loops_keep_their_tile_in_registers(
+    optimised: dict[tuple[str, str], Path], operation: str
+) -> None:
     """The loop with the most multiply-adds in a row stores nothing."""
-    for name in ("avx2", "avx512"):
-        code = tool("objdump", "-d", "--no-show-raw-insn", optimised[name])
+    for isa, register in (("avx2", "ymm"), ("avx512", "zmm")):
+        code = tool("objdump", "-d", "--no-show-raw-insn", optimised[operation, isa])
         runs = re.findall(r"(?:.*vfmadd.*\n(?:.*\n){0,4}?){12,}", code)
-        assert runs, name
+        assert runs, isa
         body = max(runs, key=lambda text: text.count("vfmadd"))
-        register = "zmm" if name == "avx512" else "ymm"
-        assert not re.search(rf"vmov[au]ps %{register}\d+,.*\(%rsp", body), name
+        assert not re.search(rf"vmov[au]ps %{register}\d+,.*\(%rsp", body), isa

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/topk.h"
+
+namespace seqrec {
+namespace SEQREC_ISA {
+
+extern const TopkKernels topk_kernels;
+const TopkKernels topk_kernels = {
+    &Topk<SEQREC_LANES>::chunk_rows,
+    &Topk<SEQREC_LANES>::begin,
+    &Topk<SEQREC_LANES>::scan,
+    &finish_topk<SEQREC_LANES>,
+};
+
+}  // namespace SEQREC_ISA
+}  // namespace seqrec
