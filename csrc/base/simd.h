@@ -146,6 +146,160 @@ SEQREC_INLINE std::uint32_t mask_bits(Mask<W> m) {
   }
 }
 
+/// a where the mask is set, b elsewhere.
+template <int W>
+SEQREC_INLINE Floats<W> select(Mask<W> m, Floats<W> a, Floats<W> b) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    return reinterpret_cast<Floats<16>>(
+        _mm512_mask_mov_ps(reinterpret_cast<__m512>(b), m, reinterpret_cast<__m512>(a)));
+  } else
+#endif
+  {
+    return m ? a : b;
+  }
+}
+
+// The masked intrinsics with a full mask are the plain instructions: GCC 12 warns of the header of
+// the plain ones.
+
+/// The larger of each lane; b where either is NaN.
+template <int W>
+SEQREC_INLINE Floats<W> maximum(Floats<W> a, Floats<W> b) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    return reinterpret_cast<Floats<16>>(
+        _mm512_maskz_max_ps(0xFFFF, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (W == 8) {
+    return reinterpret_cast<Floats<8>>(
+        _mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+  }
+#endif
+#if defined(__SSE2__)
+  if constexpr (W == 4) {
+    return reinterpret_cast<Floats<4>>(
+        _mm_max_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b)));
+  }
+#endif
+  return select<W>(greater<W>(a, b), a, b);
+}
+
+/// The smaller of each lane; b where either is NaN.
+template <int W>
+SEQREC_INLINE Floats<W> minimum(Floats<W> a, Floats<W> b) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    return reinterpret_cast<Floats<16>>(
+        _mm512_maskz_min_ps(0xFFFF, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (W == 8) {
+    return reinterpret_cast<Floats<8>>(
+        _mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+  }
+#endif
+#if defined(__SSE2__)
+  if constexpr (W == 4) {
+    return reinterpret_cast<Floats<4>>(
+        _mm_min_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b)));
+  }
+#endif
+  return select<W>(greater<W>(b, a), a, b);
+}
+
+template <int W>
+SEQREC_INLINE Ints<W> bits_of(Floats<W> x) {
+  return reinterpret_cast<Ints<W>>(x);
+}
+
+template <int W>
+SEQREC_INLINE Floats<W> floats_of(Ints<W> bits) {
+  return reinterpret_cast<Floats<W>>(bits);
+}
+
+template <int W>
+SEQREC_INLINE Floats<W> absolute(Floats<W> x) {
+  return floats_of<W>(bits_of<W>(x) & 0x7fffffff);
+}
+
+/// The magnitude of a with the sign of b.
+template <int W>
+SEQREC_INLINE Floats<W> with_sign(Floats<W> a, Floats<W> b) {
+  return floats_of<W>((bits_of<W>(a) & 0x7fffffff) |
+                      (bits_of<W>(b) & static_cast<std::int32_t>(0x80000000u)));
+}
+
+// ------------------------------------------------------------------------------- reductions
+
+/// The halves of a vector, lower lanes first.
+template <int W>
+struct Halves {
+  Floats<W / 2> low, high;
+};
+
+template <int W>
+SEQREC_INLINE Halves<W> halves(Floats<W> v) {
+  union {
+    Floats<W> whole;
+    Floats<W / 2> half[2];
+  } parts = {v};
+  return {parts.half[0], parts.half[1]};
+}
+
+/// The sum of all lanes, added pairwise: always in the same order.
+template <int W>
+SEQREC_INLINE float horizontal_sum(Floats<W> v) {
+  if constexpr (W > 4) {
+    const Halves<W> h = halves<W>(v);
+    return horizontal_sum<W / 2>(h.low + h.high);
+  } else {
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  }
+}
+
+/// The largest lane; NaN lanes may be ignored or returned.
+template <int W>
+SEQREC_INLINE float horizontal_max(Floats<W> v) {
+  if constexpr (W > 4) {
+    const Halves<W> h = halves<W>(v);
+    return horizontal_max<W / 2>(maximum<W / 2>(h.low, h.high));
+  } else {
+    const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+  }
+}
+
+/// The first `count` floats (0 to W) at `p`, `rest` in the lanes after them. Reads nothing else.
+template <int W>
+SEQREC_INLINE Floats<W> load_part(const float* p, std::int64_t count, float rest = 0.0f) {
+  Floats<W> v = broadcast<W>(rest);
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    const auto keep = static_cast<__mmask16>((1u << count) - 1);
+    return reinterpret_cast<Floats<16>>(_mm512_mask_loadu_ps(reinterpret_cast<__m512>(v), keep, p));
+  }
+#endif
+  for (std::int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+
+/// Writes the first `count` lanes (0 to W) and nothing else.
+template <int W>
+SEQREC_INLINE void store_part(float* p, Floats<W> v, std::int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    const auto keep = static_cast<__mmask16>((1u << count) - 1);
+    _mm512_mask_storeu_ps(p, keep, reinterpret_cast<__m512>(v));
+    return;
+  }
+#endif
+  for (std::int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+
 // ------------------------------------------------------------------------------- transposition
 
 // Interleaving inside blocks of four lanes. GCC before 12 has only __builtin_shuffle.
