@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, SupportsIndex, cast
+from typing import Any, NamedTuple, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,9 +23,11 @@ from seqrec_fast.jagged import JaggedBatch
 
 __all__ = [
     "Operation",
+    "Peak",
     "build_info",
     "cpu_features",
     "get_num_threads",
+    "measure_peak",
     "operations",
     "score_topk",
     "set_num_threads",
@@ -129,7 +131,40 @@ def set_num_threads(threads: int) -> None:
     _C.set_num_threads(_thread_count(threads))
 
 
+def measure_peak(threads: int | None = None, *, buffer_bytes: int = 256 << 20) -> Peak:
+    """What the processor can do at most, now: the measure by which the kernels are judged.
+
+    Runs multiply-adds from registers, and reads a buffer that should exceed every cache, each a few
+    times for some milliseconds, and returns the best. Takes about a fifth of a second.
+
+    Args:
+        threads: cores to use; ``None`` takes :func:`get_num_threads`.
+        buffer_bytes: size of that buffer.
+
+    Raises:
+        InputError: an argument is not such a number, or there is no memory for the buffer.
+    """
+    size = _integer("buffer_bytes", buffer_bytes)
+    try:
+        found = _C.measure_peak(0 if threads is None else _thread_count(threads), size)
+    except MemoryError:
+        raise InputError(f"buffer_bytes: there is no memory for {size:,} bytes") from None
+    return Peak(found[0] / 1e9, found[1] / 1e9)
+
+
 # ------------------------------------------------------------------------------- what exists
+
+
+class Peak(NamedTuple):
+    """The most that the processor does in a second.
+
+    Attributes:
+        gflops: float32 operations in 10^9 a second, a multiply-add counted as two.
+        gigabytes: bytes read from memory, in 10^9 a second.
+    """
+
+    gflops: float
+    gigabytes: float
 
 
 @dataclass(frozen=True, slots=True)

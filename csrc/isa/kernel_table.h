@@ -8,10 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "kernels/peak_types.h"
 #include "kernels/topk_types.h"
 
 /// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
-#define SEQREC_OPERATIONS(X) X(TopkKernels, topk)
+#define SEQREC_OPERATIONS(X) \
+  X(PeakKernels, peak)       \
+  X(TopkKernels, topk)
 
 namespace seqrec {
 
