@@ -71,7 +71,8 @@ SEQREC_INLINE void store(std::int32_t* p, Ints<W> v) {
 
 template <int W>
 SEQREC_INLINE Floats<W> broadcast(float x) {
-  return Floats<W>{} + x;
+  // x - 0 is x whatever x is, and folds away; 0 + x is not (-0) and would cost an addition
+  return x - Floats<W>{};
 }
 
 template <int W>
