@@ -407,5 +407,45 @@ SEQREC_INLINE void transpose4(const float* rows, std::ptrdiff_t stride, Floats<W
   out[3] = B::pair_high(high01, high23);
 }
 
+/// Lane i of `column[j]` becomes lane j of `rows[i]`, for L rows of L = 4 or 8 lanes.
+template <int L>
+SEQREC_INLINE void transpose_vectors(const Floats<L> (&rows)[L], Floats<L> (&column)[L]) {
+  static_assert(L == 4 || L == 8, "blocks of four lanes, of four or eight rows");
+  using B = Blocks<L>;
+  Floats<L> four[L / 4][4];  // of four rows: columns j, and j + 4 in the upper half
+  for (int g = 0; g < L / 4; ++g) {
+    const Floats<L>* r = rows + g * 4;
+    const Floats<L> low01 = B::unpack_low(r[0], r[1]), low23 = B::unpack_low(r[2], r[3]);
+    const Floats<L> high01 = B::unpack_high(r[0], r[1]), high23 = B::unpack_high(r[2], r[3]);
+    four[g][0] = B::pair_low(low01, low23);
+    four[g][1] = B::pair_high(low01, low23);
+    four[g][2] = B::pair_low(high01, high23);
+    four[g][3] = B::pair_high(high01, high23);
+  }
+  if constexpr (L == 4) {
+    for (int j = 0; j < 4; ++j) column[j] = four[0][j];
+  } else {
+    for (int j = 0; j < 4; ++j) {
+      column[j] = SEQREC_SHUFFLE(four[0][j], four[1][j], 8, 0, 1, 2, 3, 8, 9, 10, 11);
+      column[j + 4] = SEQREC_SHUFFLE(four[0][j], four[1][j], 8, 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+  }
+}
+
+/// The first `n` <= W floats at `p` and zeros behind them; reads nothing beyond.
+template <int W>
+SEQREC_INLINE Floats<W> load_first(const float* p, std::int64_t n) {
+#if defined(__AVX2__)
+  if constexpr (W == 8) {
+    const Ints<8> place = {0, 1, 2, 3, 4, 5, 6, 7};
+    const Ints<8> mask = place < broadcast<8>(static_cast<std::int32_t>(n));
+    return reinterpret_cast<Floats<8>>(_mm256_maskload_ps(p, reinterpret_cast<__m256i>(mask)));
+  }
+#endif
+  Floats<W> v{};
+  for (int i = 0; i < W; ++i) v[i] = i < n ? p[i] : 0.0f;
+  return v;
+}
+
 }  // namespace SEQREC_ISA
 }  // namespace seqrec

@@ -9,40 +9,34 @@
 //
 // Two forms share everything but the tile:
 // * many queries: queries in the lanes, packed once; items are broadcast where they lie;
-// * up to kFewQueries: items in the lanes, transposed four columns at a time in registers.
-//
-// Each score is summed in one way, whichever form, tile or thread computes it: chains of kChain
-// fused multiply-adds over ascending d, the chains added in ascending order. A query therefore gets
-// bit for bit the same answer alone and in any batch, and rounding errors stay near those of a
-// matrix-vector product, far below those of one long chain.
+// * up to kFewQueries: dimensions in the lanes, items read once in the order of memory
+//   (topk_rows.h, which also says in which one order every score is summed).
 #pragma once
 
 #include "base/simd.h"
-#include "kernels/topk_candidates.h"
+#include "kernels/topk_rows.h"
 #include "kernels/topk_types.h"
 
 namespace seqrec {
 namespace SEQREC_ISA {
 
 template <int W>
-struct Topk : TopkCandidates<W> {
-  using typename TopkCandidates<W>::Rows;
-  using TopkCandidates<W>::import_bounds;
-  using TopkCandidates<W>::push;
-  using TopkCandidates<W>::shrink;
+struct Topk : TopkRows<W> {
+  using typename TopkRows<W>::Rows;
+  using TopkRows<W>::import_bounds;
+  using TopkRows<W>::push;
+  using TopkRows<W>::scan_few;
+  using TopkRows<W>::shrink;
   using F = Floats<W>;
-  using I = Ints<W>;
   using M = Mask<W>;
 
-  static constexpr std::int64_t kFewQueries = W == 16 ? 8 : 4;
-  static constexpr std::int64_t kPrefetchFloats = 1024;  // a page: 16 items of dimension 64
-  static constexpr std::int64_t kChain = 16;
+  static constexpr std::int64_t kFewQueries = W == 16 ? 16 : 8;
   static constexpr std::int64_t kChunkFloats = 32 * 1024;  // 128 KiB of items: stays in L2
 
-  static constexpr bool kManyRegisters = W == 16;  // 32 vector registers rather than 16
-  static constexpr int kTallItems = 12;            // items a tile with 1, 2 and 3 query vectors
-  static constexpr int kPairItems = kManyRegisters ? 12 : 6;
-  static constexpr int kWideItems = kManyRegisters ? 8 : 4;
+  // Items in a tile of 3 and of 2 query vectors. Twelve chains hide the latency of an addition;
+  // with 32 registers their sums stay in registers too.
+  static constexpr int kWideItems = 4;
+  static constexpr int kPairItems = W == 16 ? 8 : 4;
 
   /// Every tile height divides this, so that whole chunks have no ragged end.
   static constexpr std::int64_t kChunkStep = 96;
@@ -55,10 +49,22 @@ struct Topk : TopkCandidates<W> {
 
   // ------------------------------------------------------------------------------ begin
 
-  /// Query vectors of the tile that starts at vector `v` of `n`: tiles of up to 3, evenly cut.
+  /// Query vectors of the tile that starts at vector `v` of `n` > 1: 2 or 3.
   static SEQREC_INLINE int tile_vectors(std::int64_t v, std::int64_t n) {
     const std::int64_t left = n - v;
-    return left == 4 ? 2 : left >= 3 ? 3 : static_cast<int>(left);
+    return left == 4 || left == 2 ? 2 : 3;
+  }
+
+  /// Dimensions in the order in which chains take them: calls `visit(d, place)` for each.
+  template <typename Visit>
+  static SEQREC_INLINE void in_order_of_chains(std::int64_t dim, const Visit& visit) {
+    std::int64_t place = 0;
+    for (std::int64_t from = 0; from < dim; from += kBlockDims) {
+      const std::int64_t to = from + kBlockDims < dim ? from + kBlockDims : dim;
+      for (std::int64_t c = 0; c < kChains; ++c) {
+        for (std::int64_t d = from + c; d < to; d += kChains) visit(d, place++);
+      }
+    }
   }
 
   static void begin(const TopkProblem& p, TopkState& s) {
@@ -76,9 +82,9 @@ struct Topk : TopkCandidates<W> {
       float* to = s.packed + v * W * p.dim;
       for (std::int64_t lane = 0; lane < wide; ++lane) {
         const std::int64_t q = v * W + lane;
-        for (std::int64_t d = 0; d < p.dim; ++d) {
-          to[d * wide + lane] = q < s.num_queries ? queries[q * p.dim + d] : 0.0f;
-        }
+        in_order_of_chains(p.dim, [&](std::int64_t d, std::int64_t place) {
+          to[place * wide + lane] = q < s.num_queries ? queries[q * p.dim + d] : 0.0f;
+        });
       }
       v += wide / W;
     }
@@ -166,33 +172,45 @@ struct Topk : TopkCandidates<W> {
     if (s.count[q] > p.k) shrink(p, s, q);
   }
 
-  /// acc[r][v] = the terms from .. to of the scores of a tile, one chain each.
+  /// acc[r][v] = one chain of a tile: the dimensions from, from + kChains, … below `to`.
+  ///
+  /// `packed` is where their queries lie and moves on behind them.
   template <int QV, int IR>
-  static SEQREC_INLINE void chain_tile(const float* packed, const float* rows, std::int64_t dim,
+  static SEQREC_INLINE void chain_tile(const float*& packed, const float* rows, std::int64_t dim,
                                        std::int64_t from, std::int64_t to, F (&acc)[IR][QV]) {
-    for (int r = 0; r < IR; ++r) {
-      for (int v = 0; v < QV; ++v) acc[r][v] = F{};
-    }
-    for (std::int64_t d = from; d < to; ++d) {
+    const float* at = packed;
+    {
       F query[QV];
-      for (int v = 0; v < QV; ++v) query[v] = load<W>(packed + (d * QV + v) * W);
+      for (int v = 0; v < QV; ++v) query[v] = load<W>(at + v * W);
+      for (int r = 0; r < IR; ++r) {
+        const F item = broadcast<W>(rows[r * dim + from]);
+        for (int v = 0; v < QV; ++v) acc[r][v] = query[v] * item;
+      }
+      at += QV * W;
+    }
+    for (std::int64_t d = from + kChains; d < to; d += kChains) {
+      F query[QV];
+      for (int v = 0; v < QV; ++v) query[v] = load<W>(at + v * W);
       for (int r = 0; r < IR; ++r) {
         const F item = broadcast<W>(rows[r * dim + d]);
         for (int v = 0; v < QV; ++v) acc[r][v] += query[v] * item;
       }
+      at += QV * W;
     }
+    packed = at;
   }
 
+  /// sum[r][v] = the dimensions from .. to of the scores of a tile.
   template <int QV, int IR>
-  static SEQREC_INLINE void multiply_tile(const float* packed, const float* rows, std::int64_t dim,
-                                          F (&score)[IR][QV]) {
-    chain_tile<QV, IR>(packed, rows, dim, 0, dim < kChain ? dim : kChain, score);
-    for (std::int64_t from = kChain; from < dim; from += kChain) {
-      const std::int64_t to = from + kChain < dim ? from + kChain : dim;
-      F acc[IR][QV];
-      chain_tile<QV, IR>(packed, rows, dim, from, to, acc);
+  static SEQREC_INLINE void block_tile(const float*& packed, const float* rows, std::int64_t dim,
+                                       std::int64_t from, std::int64_t to, F (&sum)[IR][QV]) {
+    chain_tile<QV, IR>(packed, rows, dim, from, to, sum);
+    const std::int64_t chains = to - from < kChains ? to - from : kChains;
+    for (std::int64_t c = 1; c < chains; ++c) {
+      F chain[IR][QV];
+      chain_tile<QV, IR>(packed, rows, dim, from + c, to, chain);
       for (int r = 0; r < IR; ++r) {
-        for (int v = 0; v < QV; ++v) score[r][v] += acc[r][v];
+        for (int v = 0; v < QV; ++v) sum[r][v] += chain[r][v];
       }
     }
   }
@@ -202,6 +220,32 @@ struct Topk : TopkCandidates<W> {
   static SEQREC_INLINE void copy_tile(const F (&from)[IR][QV], F (&to)[IR][QV]) {
     for (int r = 0; r < IR; ++r) {
       for (int v = 0; v < QV; ++v) to[r][v] = from[r][v];
+    }
+  }
+
+  template <int QV, int IR>
+  static SEQREC_INLINE void multiply_tile(const float* packed, const float* rows, std::int64_t dim,
+                                          F (&score)[IR][QV]) {
+    block_tile<QV, IR>(packed, rows, dim, 0, dim < kBlockDims ? dim : kBlockDims, score);
+    if (__builtin_expect(dim > kBlockDims, 0)) {
+      F sum[IR][QV];
+      copy_tile<QV, IR>(score, sum);
+      add_blocks<QV, IR>(packed, rows, dim, sum);
+      copy_tile<QV, IR>(sum, score);
+    }
+  }
+
+  /// Adds the blocks behind the first one.
+  template <int QV, int IR>
+  static SEQREC_NOINLINE void add_blocks(const float* packed, const float* rows, std::int64_t dim,
+                                         F (&score)[IR][QV]) {
+    for (std::int64_t from = kBlockDims; from < dim; from += kBlockDims) {
+      const std::int64_t to = from + kBlockDims < dim ? from + kBlockDims : dim;
+      F block[IR][QV];
+      block_tile<QV, IR>(packed, rows, dim, from, to, block);
+      for (int r = 0; r < IR; ++r) {
+        for (int v = 0; v < QV; ++v) score[r][v] += block[r][v];
+      }
     }
   }
 
@@ -259,114 +303,6 @@ struct Topk : TopkCandidates<W> {
     for (std::int64_t q = q0; q < q0 + QV * W && q < s.num_queries; ++q) admit(p, s, q, rows);
   }
 
-  // ------------------------------------------------------------------------------ few queries
-
-  /// Asks for a later tile, in the order of memory, while columns d .. d + 4 of this one are used.
-  ///
-  /// The columns of a tile are read across its rows, a pattern that prefetchers do not recognise.
-  template <int R>
-  static SEQREC_INLINE void prefetch_rows(const float* rows, std::int64_t dim, std::int64_t d) {
-    const std::int64_t ahead = R * dim <= kPrefetchFloats ? 2 : 1;  // tiles
-    const float* next = rows + ahead * R * dim + d * R;
-    for (int line = 0; line < R * 4; line += 16) __builtin_prefetch(next + line);
-  }
-
-  /// The same with G vectors of items in the lanes and QR queries broadcast.
-  template <int QR, int G>
-  static SEQREC_INLINE void chain_lanes(const float* const (&query)[QR], const float* rows,
-                                        std::int64_t dim, std::int64_t from, std::int64_t to,
-                                        F (&acc)[G][QR]) {
-    for (int g = 0; g < G; ++g) {
-      for (int q = 0; q < QR; ++q) acc[g][q] = F{};
-    }
-    std::int64_t d = from;
-    for (; d + 4 <= to; d += 4) {
-      for (int g = 0; g < G; ++g) {
-        F column[4];
-        transpose4<W>(rows + g * W * dim + d, dim, column);
-        for (int j = 0; j < 4; ++j) {
-          for (int q = 0; q < QR; ++q) acc[g][q] += broadcast<W>(query[q][d + j]) * column[j];
-        }
-      }
-      prefetch_rows<G * W>(rows, dim, d);
-    }
-    for (; d < to; ++d) {
-      for (int g = 0; g < G; ++g) {
-        F column{};
-        for (int i = 0; i < W; ++i) column[i] = rows[(g * W + i) * dim + d];
-        for (int q = 0; q < QR; ++q) acc[g][q] += broadcast<W>(query[q][d]) * column;
-      }
-    }
-  }
-
-  template <int QR, int G>
-  static SEQREC_INLINE void multiply_lanes(const float* const (&query)[QR], const float* rows,
-                                           std::int64_t dim, F (&score)[G][QR]) {
-    chain_lanes<QR, G>(query, rows, dim, 0, dim < kChain ? dim : kChain, score);
-    for (std::int64_t from = kChain; from < dim; from += kChain) {
-      const std::int64_t to = from + kChain < dim ? from + kChain : dim;
-      F acc[G][QR];
-      chain_lanes<QR, G>(query, rows, dim, from, to, acc);
-      for (int g = 0; g < G; ++g) {
-        for (int q = 0; q < QR; ++q) score[g][q] += acc[g][q];
-      }
-    }
-  }
-
-  template <int QR, int G>
-  static SEQREC_INLINE void scan_lanes(const TopkProblem& p, TopkState& s, std::int64_t q0,
-                                       const float* const (&query)[QR], const Rows& rows,
-                                       std::int64_t row, const float* data, std::int64_t valid) {
-    F score[G][QR];
-    multiply_lanes<QR, G>(query, data, p.dim, score);
-    for (int g = 0; g < G; ++g) {
-      if (rows.bias) {
-        // The tail is read up to a whole vector only from memory that has this room.
-        const F bias = load<W>(valid < G * W ? s.row_bias + row + g * W : rows.bias + row + g * W);
-        for (int q = 0; q < QR; ++q) score[g][q] += bias;
-      }
-      const std::int64_t left = valid - g * W;
-      if (left <= 0) return;
-      const std::uint32_t real = left >= W ? ~0u : (1u << left) - 1;
-      for (int q = 0; q < QR; ++q) {
-        const F threshold = broadcast<W>(s.threshold[q0 + q]);
-        std::uint32_t bits = mask_bits<W>(greater<W>(score[g][q], threshold)) & real;
-        if (__builtin_expect(bits != 0, 0)) {
-          const F kept = score[g][q];
-          collect_lanes(p, s, q0 + q, rows, row + g * W, bits, kept);
-        }
-      }
-    }
-  }
-
-  static SEQREC_NOINLINE void collect_lanes(const TopkProblem& p, TopkState& s, std::int64_t q,
-                                            const Rows& rows, std::int64_t row, std::uint32_t bits,
-                                            const F& score) {
-    const float* values = reinterpret_cast<const float*>(&score);
-    for (; bits; bits &= bits - 1) {
-      const int lane = __builtin_ctz(bits);
-      // The threshold may have risen since the vector was compared.
-      if (values[lane] > s.threshold[q]) push(p, s, q, values[lane], rows.id(row + lane));
-    }
-  }
-
-  template <int QR>
-  static SEQREC_NOINLINE void scan_items(const TopkProblem& p, TopkState& s, std::int64_t q0,
-                                         const Rows& rows, const float* tail) {
-    constexpr int kItems = 16;
-    constexpr int G = kItems / W;
-    const float* query[QR];
-    for (int q = 0; q < QR; ++q) query[q] = p.queries + (s.first_query + q0 + q) * p.dim;
-    std::int64_t row = 0;
-    for (; row + kItems <= rows.count; row += kItems) {
-      scan_lanes<QR, G>(p, s, q0, query, rows, row, rows.data + row * p.dim, kItems);
-    }
-    if (row < rows.count) {
-      const std::int64_t copied = row - tail_start(rows.count);
-      scan_lanes<QR, G>(p, s, q0, query, rows, row, tail + copied * p.dim, rows.count - row);
-    }
-  }
-
   // ------------------------------------------------------------------------------ scan
 
   /// Rows from here on are also in the padded copy that the last tiles of a chunk read.
@@ -374,29 +310,14 @@ struct Topk : TopkCandidates<W> {
     return count > kTopkRowPad ? count - kTopkRowPad : 0;
   }
 
-  template <int QR>
-  static void scan_few(const TopkProblem& p, TopkState& s, const Rows& rows, const float* tail) {
-    if (s.num_queries == QR) return scan_items<QR>(p, s, 0, rows, tail);
-    if constexpr (QR < kFewQueries) return scan_few<QR + 1>(p, s, rows, tail);
-  }
-
-  static void scan_chunk(const TopkProblem& p, TopkState& s, const Rows& rows, const float* tail) {
-    if (s.num_queries <= kFewQueries) {
-      return scan_few<1>(p, s, rows, tail);
-    }
+  static void scan_many(const TopkProblem& p, TopkState& s, const Rows& rows, const float* tail) {
     const std::int64_t vectors = (s.num_queries + W - 1) / W;
     for (std::int64_t v = 0; v < vectors;) {
       const int wide = tile_vectors(v, vectors);
-      switch (wide) {
-        case 1:
-          scan_queries<1, kTallItems>(p, s, v * W, rows, tail);
-          break;
-        case 2:
-          scan_queries<2, kPairItems>(p, s, v * W, rows, tail);
-          break;
-        default:
-          scan_queries<3, kWideItems>(p, s, v * W, rows, tail);
-          break;
+      if (wide == 3) {
+        scan_queries<3, kWideItems>(p, s, v * W, rows, tail);
+      } else {
+        scan_queries<2, kPairItems>(p, s, v * W, rows, tail);
       }
       v += wide;
     }
@@ -414,21 +335,34 @@ struct Topk : TopkCandidates<W> {
       if (s.shared_bound) import_bounds(s);
       Rows rows = {p.items + from * p.dim, p.bias ? p.bias + from : nullptr, nullptr,
                    static_cast<std::int32_t>(from), to - from};
+      if (s.num_queries <= kFewQueries) {
+        if (p.blocked) list_open(p, s, from, to, rows);
+        scan_few(p, s, rows);
+        continue;
+      }
       if (p.blocked) gather_open(p, s, from, to, rows);
       if (rows.count == 0) continue;
-      scan_chunk(p, s, rows, copy_tail(p, s, rows));
+      scan_many(p, s, rows, copy_tail(p, s, rows));
     }
   }
 
-  /// Lays the rows that are not blocked side by side, if any is blocked.
-  static void gather_open(const TopkProblem& p, TopkState& s, std::int64_t from, std::int64_t to,
-                          Rows& rows) {
+  /// Names the rows that are not blocked, if any is blocked.
+  static void list_open(const TopkProblem& p, TopkState& s, std::int64_t from, std::int64_t to,
+                        Rows& rows) {
     std::int64_t open = 0;
     for (std::int64_t i = from; i < to; ++i) {
       s.row_ids[open] = static_cast<std::int32_t>(i);
       open += p.blocked[i] == 0;
     }
-    if (open == to - from) return;
+    if (open < to - from) rows = {nullptr, nullptr, s.row_ids, 0, open};
+  }
+
+  /// Lays the rows that are not blocked side by side, if any is blocked.
+  static void gather_open(const TopkProblem& p, TopkState& s, std::int64_t from, std::int64_t to,
+                          Rows& rows) {
+    list_open(p, s, from, to, rows);
+    if (rows.ids == nullptr) return;
+    const std::int64_t open = rows.count;
     for (std::int64_t i = 0; i < open; ++i) {
       const std::int64_t id = s.row_ids[i];
       __builtin_memcpy(s.rows + i * p.dim, p.items + id * p.dim,
