@@ -10,6 +10,38 @@ def use_isa(name: str) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
 def pool_workers() -> int: ...
+def linear(
+    x: int,
+    x_stride: int,
+    rows: int,
+    weight: int,
+    output_stride: int,
+    input_stride: int,
+    outputs: int,
+    inputs: int,
+    bias: int,
+    activation: int,
+    y: int,
+    y_stride: int,
+    threads: int = 0,
+) -> None: ...
+def weight_gradient(
+    a: int,
+    b: int,
+    tokens: int,
+    outputs: int,
+    inputs: int,
+    sum: int,
+    columns: int,
+    threads: int = 0,
+) -> None: ...
+
+class PackedLinear:
+    def __init__(self, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None: ...
+    def __call__(
+        self, x: NDArray[np.float32], activation: int, threads: int
+    ) -> NDArray[np.float32]: ...
+
 def measure_peak(threads: int, bytes: int) -> tuple[float, float]: ...
 def score_topk(
     queries: NDArray[np.float32],

@@ -22,7 +22,9 @@ from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
 __all__ = [
+    "ACTIVATIONS",
     "Operation",
+    "PackedLinear",
     "Peak",
     "build_info",
     "cpu_features",
@@ -34,6 +36,56 @@ __all__ = [
 ]
 
 MAX_THREADS = 1024
+
+#: what a linear layer may apply to its outputs, in the order of the native codes
+ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid")
+
+
+class PackedLinear:
+    """A linear layer whose weight is laid out once for the kernels: ``activation(x W^T + bias)``.
+
+    The layer keeps a copy of the weight in the order that the instruction set in use reads; later
+    changes of the array given are not seen.
+
+    Args:
+        weight: float ``[outputs, inputs]``.
+        bias: float ``[outputs]`` or None.
+
+    Raises:
+        InputError: a shape does not fit.
+    """
+
+    def __init__(self, weight: ArrayLike, bias: ArrayLike | None = None) -> None:
+        matrix = _matrix("weight", weight)
+        self.outputs, self.inputs = matrix.shape
+        try:
+            self._packed = _C.PackedLinear(matrix, None if bias is None else _floats("bias", bias))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def __call__(
+        self, x: ArrayLike, *, activation: str = "none", threads: int | None = None
+    ) -> NDArray[np.float32]:
+        """float32 ``[rows, outputs]`` for float ``x [rows, inputs]``.
+
+        Args:
+            x: the inputs.
+            activation: one of :data:`ACTIVATIONS`; ``gelu_tanh`` is the approximation with tanh.
+            threads: cores to use at most; ``None`` takes :func:`get_num_threads`.
+
+        Raises:
+            InputError: ``x`` has another width, or the activation is unknown.
+        """
+        rows = _matrix("x", x)
+        if activation not in ACTIVATIONS:
+            raise InputError(
+                f"activation: unknown {activation!r}; choose one of {', '.join(ACTIVATIONS)}"
+            )
+        code = ACTIVATIONS.index(activation)
+        try:
+            return self._packed(rows, code, 0 if threads is None else _thread_count(threads))
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
 def score_topk(
@@ -184,8 +236,11 @@ class Operation:
     reason: str
 
 
-_REFERENCES = ("recurrent", "attention", "cross_entropy", "topk")
-_NATIVE = ("topk",)
+_REFERENCES = ("linear", "recurrent", "attention", "cross_entropy", "topk")
+_NATIVE = (
+    "linear",
+    "topk",
+)
 
 
 def operations() -> tuple[Operation, ...]:

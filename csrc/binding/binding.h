@@ -13,6 +13,7 @@ namespace seqrec {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
+void bind_linear(py::module_& m);
 void bind_peak(py::module_& m);
 void bind_topk(py::module_& m);
 

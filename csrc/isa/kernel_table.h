@@ -8,11 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "kernels/linear_types.h"
 #include "kernels/peak_types.h"
 #include "kernels/topk_types.h"
 
 /// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
 #define SEQREC_OPERATIONS(X) \
+  X(LinearKernels, linear)   \
   X(PeakKernels, peak)       \
   X(TopkKernels, topk)
 

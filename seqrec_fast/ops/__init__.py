@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from seqrec_fast.ops.attention import attention
 from seqrec_fast.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
+from seqrec_fast.ops.linear import linear
 from seqrec_fast.ops.recurrent import recurrent
 
-__all__ = ["attention", "linear_cross_entropy", "recurrent", "sampled_cross_entropy"]
+__all__ = ["attention", "linear", "linear_cross_entropy", "recurrent", "sampled_cross_entropy"]
