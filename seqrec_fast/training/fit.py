@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from seqrec_fast import native
 from seqrec_fast.errors import InputError
 from seqrec_fast.evaluation import Metrics, describe_protocol, evaluate, evaluate_popularity
 from seqrec_fast.models import ModelOptions, SequenceModel, build_model
@@ -83,16 +84,18 @@ def fit(
             "split.refit()"
         )
     with _TURN:
-        threads_before = torch.get_num_threads()
+        threads_before = torch.get_num_threads(), native.get_num_threads()
         if training_options.threads is not None:
             torch.set_num_threads(training_options.threads)
+            native.set_num_threads(training_options.threads)
         try:
             with torch.random.fork_rng(devices=[]):
                 return _Fit(split, model_options, training_options, refit, folder, progress).run(
                     resume
                 )
         finally:
-            torch.set_num_threads(threads_before)
+            torch.set_num_threads(threads_before[0])
+            native.set_num_threads(threads_before[1])
 
 
 @dataclass
