@@ -67,4 +67,22 @@ struct RecurrentGradients {
   float* dc0;    // lstm: [rows, hidden]
 };
 
+/// The rows that one thread runs through all their time steps, and its memory.
+struct RecurrentShare {
+  const std::int64_t* order;  // [count] rows with at least one token, longest first
+  std::int64_t count;
+  const float* packed;  // the weights, as `pack` wrote them
+  float* scratch;       // [scratch_size]
+};
+
+/// The functions of the forward pass, compiled for one instruction set.
+struct RecurrentKernels {
+  std::int64_t (*panels)(const RecurrentProblem& problem);
+  std::int64_t (*packed_size)(const RecurrentProblem& problem);
+  std::int64_t (*scratch_size)(const RecurrentProblem& problem, std::int64_t count);
+  void (*pack)(const RecurrentProblem& problem, std::int64_t first_panel, std::int64_t end_panel,
+               float* packed);
+  void (*run)(const RecurrentProblem& problem, const RecurrentShare& share);
+};
+
 }  // namespace seqrec

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// Recurrent layers forward, in one pass over the tokens of a share of the rows.
+//
+// A panel is the W hidden units (rnn: 4 W) whose sums fill a register tile: MR rows x all their
+// gates. Its weights lie together, [k][gate][W], so that when the sums over inputs and hidden units
+// are complete all gates of a unit are at hand and turn into the new state at once; no matrix of
+// gate sums is ever written to memory. In each time step the panels are the outer loop and the rows
+// the inner one: the weights of a panel are fetched once a step.
+//
+// Rows are taken longest first. Those that still run at a step are then the first ones, and the
+// batch shrinks as sequences end. Hidden states are read from the output of the step before, where
+// they lie.
+//
+// While only a few rows run, a step is bound by the fetching of weights. The inputs of the next
+// steps are then multiplied in one go (`project`), so that a step fetches the recurrent weights
+// alone.
+#pragma once
+
+#include "base/simd.h"
+#include "kernels/recurrent_gates.h"
+#include "kernels/recurrent_tile.h"
+#include "kernels/recurrent_types.h"
+#include "kernels/recurrent_weights.h"
+
+namespace seqrec {
+namespace SEQREC_ISA {
+
+using GateFunction = void (*)(const GateRows& at);
+
+/// The gates of a cell: for whole panels, and for a panel that is only partly there.
+struct GateFunctions {
+  GateFunction whole, part;
+};
+
+template <int W, CellActivation A>
+GateFunctions gate_functions(RecurrentCell cell, bool keep) {
+  if (cell == RecurrentCell::kLstm) {
+    if (keep) return {&lstm_gates<W, A, true, true>, &lstm_gates<W, A, true, false>};
+    return {&lstm_gates<W, A, false, true>, &lstm_gates<W, A, false, false>};
+  }
+  if (cell == RecurrentCell::kGru) {
+    if (keep) return {&gru_gates<W, A, true, true>, &gru_gates<W, A, true, false>};
+    return {&gru_gates<W, A, false, true>, &gru_gates<W, A, false, false>};
+  }
+  return {&rnn_gates<W, A, true>, &rnn_gates<W, A, false>};
+}
+
+/// A share of the rows on its way through time. NV: vectors of a panel.
+template <int W, int NV>
+class RecurrentRun {
+ public:
+  static constexpr int kRows = kTileRows<NV>;
+  /// At most this many rows make a step that waits for weights more than it multiplies.
+  static constexpr std::int64_t kFewRows = kRows / 2;
+  static constexpr std::int64_t kProjectedTokens = 32;
+
+  using Weights = RecurrentWeights<W>;
+
+  static std::int64_t state_width(const RecurrentProblem& p) {
+    return Weights::panels(p) * Weights::units(p.cell);
+  }
+
+  static std::int64_t scratch_size(const RecurrentProblem& p, std::int64_t count) {
+    const bool own_cells = p.cell == RecurrentCell::kLstm && p.cells == nullptr;
+    return state_width(p) * (1 + (own_cells ? count : 0)) + kRows * 4 * W +
+           Weights::panels(p) * kProjectedTokens * NV * W;
+  }
+
+  RecurrentRun(const RecurrentProblem& problem, const RecurrentShare& share)
+      : p_(problem), share_(share) {
+    lstm_ = p_.cell == RecurrentCell::kLstm;
+    panels_ = Weights::panels(p_);
+    units_ = Weights::units(p_.cell);
+    state_width_ = state_width(p_);
+    zeros_ = share.scratch;
+    sums_ = zeros_ + state_width_;
+    projected_ = sums_ + kRows * 4 * W;
+    cells_ = projected_ + panels_ * kProjectedTokens * NV * W;
+    for (std::int64_t i = 0; i < state_width_; ++i) share.scratch[i] = 0.0f;
+    const bool keep = p_.gates != nullptr;
+    gates_ = p_.activation == CellActivation::kTanh
+                 ? gate_functions<W, CellActivation::kTanh>(p_.cell, keep)
+                 : gate_functions<W, CellActivation::kSigmoid>(p_.cell, keep);
+  }
+
+  void run() {
+    std::int64_t active = share_.count;
+    std::int64_t projected_until = 0;
+    for (std::int64_t t = 0;; ++t) {
+      while (active > 0 && length(active - 1) <= t) --active;
+      if (active == 0) break;
+      if (active <= kFewRows && t >= projected_until) {
+        projected_from_ = t;
+        projected_until = t + kProjectedTokens / active;
+        project(active, t, projected_until);
+      }
+      step(active, t, t < projected_until);
+    }
+    finish();
+  }
+
+ private:
+  std::int64_t first_token(std::int64_t i) const { return p_.offsets[share_.order[i]]; }
+  std::int64_t length(std::int64_t i) const {
+    return p_.offsets[share_.order[i] + 1] - p_.offsets[share_.order[i]];
+  }
+  float* projection(std::int64_t panel, std::int64_t place) const {
+    return projected_ + (panel * kProjectedTokens + place) * NV * W;
+  }
+
+  /// The input part of the sums of steps t to `until` of the first `active` rows. Step t + s of
+  /// row i is at place i * (until - t) + s.
+  void project(std::int64_t active, std::int64_t t, std::int64_t until) {
+    TileInput<W> in{};
+    in.x_depth = p_.inputs;
+    for (std::int64_t panel = 0; panel < panels_; ++panel) {
+      in.wx = weights_of(&Weights::inputs, panel);
+      in.start = weights_of(&Weights::biases, panel);
+      for (std::int64_t i = 0; i < active; ++i) {
+        const std::int64_t end = until < length(i) ? until : length(i);
+        for (std::int64_t s = t; s < end;) {
+          const int rows = static_cast<int>(end - s < kRows ? end - s : kRows);
+          for (int r = 0; r < rows; ++r) in.x[r] = p_.x + (first_token(i) + s + r) * p_.inputs;
+          any_tile<W, NV, true>(rows, in, projection(panel, i * (until - t) + s - t));
+          s += rows;
+        }
+      }
+    }
+    places_per_row_ = until - t;
+  }
+
+  void step(std::int64_t active, std::int64_t t, bool projected) {
+    // Every other step goes through the panels backwards: the weights fetched last are still near.
+    const std::int64_t tiles = (active + kRows - 1) / kRows;
+    for (std::int64_t j = 0; j < panels_; ++j) {
+      const std::int64_t panel = t % 2 == 0 ? j : panels_ - 1 - j;
+      TileInput<W> in;
+      in.x_depth = projected ? 0 : p_.inputs;
+      in.h_depth = t == 0 && p_.h0 == nullptr ? 0 : p_.hidden;
+      in.wx = weights_of(&Weights::inputs, panel);
+      in.wh = weights_of(&Weights::recurrent, panel);
+      const float* bias = weights_of(&Weights::biases, panel);
+      in.bias_hn = bias + 3 * W;
+      in.start_step = projected ? places_per_row_ * NV * W : 0;
+      // Tiles of nearly the same size: one of a single row costs as much as one of two or three.
+      for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        const std::int64_t begin = active * tile / tiles, end = active * (tile + 1) / tiles;
+        in.start =
+            projected ? projection(panel, begin * places_per_row_ + t - projected_from_) : bias;
+        step_tile(panel, begin, static_cast<int>(end - begin), t, in);
+      }
+    }
+  }
+
+  void step_tile(std::int64_t panel, std::int64_t begin, int rows, std::int64_t t,
+                 TileInput<W>& in) {
+    const std::int64_t unit = panel * units_;
+    const std::int64_t hidden = p_.hidden;
+    GateRows at;
+    at.sums = sums_;
+    at.rows = rows;
+    at.hidden = hidden;
+    at.width = hidden - unit < units_ ? hidden - unit : units_;
+    for (int r = 0; r < rows; ++r) {
+      const std::int64_t i = begin + r, row = share_.order[i];
+      const std::int64_t token = p_.offsets[row] + t;
+      in.x[r] = p_.x + token * p_.inputs;
+      in.h[r] = t > 0              ? p_.output + (token - 1) * hidden
+                : p_.h0 != nullptr ? p_.h0 + row * hidden
+                                   : zeros_;
+      at.h_prev[r] = in.h[r] + unit;
+      at.output[r] = p_.output + token * hidden + unit;
+      if (lstm_) {
+        float* own = p_.cells != nullptr ? p_.cells + token * hidden : cells_ + i * state_width_;
+        at.c_next[r] = own + unit;
+        at.c_prev[r] = (t > 0              ? (p_.cells != nullptr ? own - hidden : own)
+                        : p_.c0 != nullptr ? p_.c0 + row * hidden
+                                           : zeros_) +
+                       unit;
+      }
+      if (p_.gates != nullptr)
+        at.gates[r] = p_.gates + token * recurrent_gates(p_.cell) * hidden + unit;
+      if (p_.hn != nullptr) at.hn[r] = p_.hn + token * hidden + unit;
+    }
+    any_tile<W, NV, false>(rows, in, sums_);
+    (at.width == units_ ? gates_.whole : gates_.part)(at);
+  }
+
+  void finish() {
+    const std::int64_t hidden = p_.hidden;
+    for (std::int64_t i = 0; i < share_.count; ++i) {
+      const std::int64_t row = share_.order[i];
+      const std::int64_t last = p_.offsets[row + 1] - 1;
+      const float* h = p_.output + last * hidden;
+      for (std::int64_t u = 0; u < hidden; ++u) p_.h_end[row * hidden + u] = h[u];
+      if (!lstm_) continue;
+      const float* c = p_.cells != nullptr ? p_.cells + last * hidden : cells_ + i * state_width_;
+      for (std::int64_t u = 0; u < hidden; ++u) p_.c_end[row * hidden + u] = c[u];
+    }
+  }
+
+  const float* weights_of(float* (*part)(float*, const RecurrentProblem&, std::int64_t),
+                          std::int64_t panel) const {
+    return part(const_cast<float*>(share_.packed), p_, panel);
+  }
+
+  const RecurrentProblem& p_;
+  const RecurrentShare& share_;
+  GateFunctions gates_;
+  bool lstm_;
+  std::int64_t panels_, units_, state_width_;
+  std::int64_t projected_from_ = 0, places_per_row_ = 0;
+  float* zeros_;      // [state_width]
+  float* sums_;       // [kRows][4][W]
+  float* projected_;  // [panels][kProjectedTokens][NV][W]
+  float* cells_;      // [count][state_width], where the caller does not keep them
+};
+
+template <int W>
+std::int64_t recurrent_scratch_size(const RecurrentProblem& p, std::int64_t count) {
+  return p.cell == RecurrentCell::kGru ? RecurrentRun<W, 3>::scratch_size(p, count)
+                                       : RecurrentRun<W, 4>::scratch_size(p, count);
+}
+
+template <int W>
+void recurrent_run(const RecurrentProblem& p, const RecurrentShare& share) {
+  if (p.cell == RecurrentCell::kGru) {
+    RecurrentRun<W, 3>(p, share).run();
+  } else {
+    RecurrentRun<W, 4>(p, share).run();
+  }
+}
+
+}  // namespace SEQREC_ISA
+}  // namespace seqrec
