@@ -42,6 +42,29 @@ class PackedLinear:
         self, x: NDArray[np.float32], activation: int, threads: int
     ) -> NDArray[np.float32]: ...
 
+def recurrent_forward(
+    cell: int,
+    activation: int,
+    tokens: int,
+    rows: int,
+    inputs: int,
+    hidden: int,
+    x: int,
+    offsets: int,
+    w_ih: int,
+    w_hh: int,
+    b_ih: int,
+    b_hh: int,
+    h0: int,
+    c0: int,
+    output: int,
+    h_end: int,
+    c_end: int,
+    gates: int,
+    cells: int,
+    hn: int,
+    threads: int = 0,
+) -> None: ...
 def measure_peak(threads: int, bytes: int) -> tuple[float, float]: ...
 def score_topk(
     queries: NDArray[np.float32],

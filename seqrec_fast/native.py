@@ -239,6 +239,7 @@ class Operation:
 _REFERENCES = ("linear", "recurrent", "attention", "cross_entropy", "topk")
 _NATIVE = (
     "linear",
+    "recurrent",
     "topk",
 )
 

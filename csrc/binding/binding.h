@@ -15,6 +15,7 @@ using Array = py::array_t<T, py::array::c_style>;
 
 void bind_linear(py::module_& m);
 void bind_peak(py::module_& m);
+void bind_recurrent(py::module_& m);
 void bind_topk(py::module_& m);
 
 }  // namespace seqrec

@@ -56,5 +56,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("pool_workers", &seqrec::pool_workers);
   seqrec::bind_linear(m);
   seqrec::bind_peak(m);
+  seqrec::bind_recurrent(m);
   seqrec::bind_topk(m);
 }

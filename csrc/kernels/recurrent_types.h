@@ -13,7 +13,7 @@ enum class RecurrentCell : std::int32_t { kRnn, kLstm, kGru };
 enum class CellActivation : std::int32_t { kTanh, kSigmoid };
 
 /// Rows of a weight matrix for each hidden unit.
-constexpr std::int64_t recurrent_gates(RecurrentCell cell) {
+__attribute__((always_inline)) constexpr std::int64_t recurrent_gates(RecurrentCell cell) {
   return cell == RecurrentCell::kLstm ? 4 : cell == RecurrentCell::kGru ? 3 : 1;
 }
 

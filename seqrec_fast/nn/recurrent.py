@@ -12,7 +12,7 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.ops._rows import time_major
-from seqrec_fast.ops.recurrent import CELLS, Cell, CellActivation, recurrent
+from seqrec_fast.ops.recurrent import CELLS, Cell, CellActivation, recurrent, runs_native
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
@@ -21,7 +21,8 @@ class Recurrent(torch.nn.Module):
     """A stack of recurrent layers; use :class:`RNN`, :class:`LSTM` or :class:`GRU`.
 
     Parameters are named and laid out as in torch: ``weight_ih_l{k}``, ``weight_hh_l{k}``,
-    ``bias_ih_l{k}``, ``bias_hh_l{k}``, so a ``state_dict`` of the torch module loads as it is.
+    ``bias_ih_l{k}``, ``bias_hh_l{k}``, so a ``state_dict`` of the torch module loads as it is. Two
+    directions, projections of the hidden state and relu are not supported.
     """
 
     cell: Cell
@@ -36,6 +37,9 @@ class Recurrent(torch.nn.Module):
         dropout: float = 0.0,
         *,
         cell_activation: CellActivation = "tanh",
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        nonlinearity: str = "tanh",
     ) -> None:
         """Makes the layers, initialised uniformly in ``±1/sqrt(hidden_size)`` as torch's are.
 
@@ -48,11 +52,25 @@ class Recurrent(torch.nn.Module):
                 does not matter for jagged input.
             dropout: probability of dropping an output of every layer but the last, in training.
             cell_activation: ``"tanh"``, or ``"sigmoid"`` for the sigma variant.
+            bidirectional: known to torch; only False is supported (a recommender reads forward).
+            proj_size: known to torch; only 0 is supported.
+            nonlinearity: known to torch; only ``"tanh"`` is supported.
 
         Raises:
-            InputError: a size is below 1, or an option is unknown.
+            InputError: a size is below 1, or an option is unknown or not supported.
         """
         super().__init__()
+        if bidirectional:
+            raise InputError(
+                "bidirectional: not supported, the layers read forward in time; use torch.nn"
+            )
+        if proj_size:
+            raise InputError(f"proj_size: {proj_size} is not supported; use torch.nn.LSTM")
+        if nonlinearity != "tanh":
+            raise InputError(
+                f"nonlinearity: {nonlinearity!r} is not supported; choose tanh, or the logistic "
+                "sigmoid by cell_activation='sigmoid'"
+            )
         for name, size in (
             ("input_size", input_size),
             ("hidden_size", hidden_size),
@@ -119,9 +137,43 @@ class Recurrent(torch.nn.Module):
             rows, time = dense.shape[:2]
             values = dense.reshape(rows * time, dense.shape[2])
             offsets = torch.arange(rows + 1, device=x.device) * time
+        values, end = self._layers(values, offsets, state)
+        if isinstance(x, JaggedBatch):
+            return JaggedBatch(values, x.offsets), end
+        padded = values.reshape(rows, time, self.hidden_size)
+        return (padded if self.batch_first else padded.transpose(0, 1)), end
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Advances every row by one event: what a server does when an event arrives.
+
+        Args:
+            x: ``[rows, input_size]``, one event a row.
+            state: ``h`` (for the LSTM ``(h, c)``) before it, each ``[layers, rows, hidden]``, as
+                :meth:`forward` and this method return it; zeros where None.
+
+        Returns:
+            The hidden state of the last layer ``[rows, hidden]``, and the state after the event.
+
+        Raises:
+            InputError: shapes do not fit.
+        """
+        if x.ndim != 2:
+            raise InputError(f"x: expected [rows, input_size], found {tuple(x.shape)}")
+        return self._layers(x, torch.arange(x.shape[0] + 1, device=x.device), state)
+
+    def _layers(self, values: Tensor, offsets: Tensor, state: Any) -> tuple[Tensor, Any]:
         pair = self.cell == "lstm"
         given = None if state is None else (tuple(state) if pair else (state,))
-        plan = time_major(offsets)
+        if given is not None:
+            rows = offsets.shape[0] - 1
+            shape = (self.num_layers, rows, self.hidden_size)
+            if len(given) != 1 + pair or any(tuple(s.shape) != shape for s in given):
+                raise InputError(
+                    f"state: expected {'(h, c), each' if pair else 'h'} {list(shape)}, "
+                    f"found {[tuple(s.shape) for s in given]}"
+                )
+        native = runs_native(values, *self.parameters(), *(given or ()))
+        plan = None if native else time_major(offsets)
         finals = []
         for layer in range(self.num_layers):
             if layer and self.dropout:
@@ -139,12 +191,11 @@ class Recurrent(torch.nn.Module):
                 plan=plan,
             )
             finals.append(final)
-        stacked = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
-        end = stacked if pair else stacked[0]
-        if isinstance(x, JaggedBatch):
-            return JaggedBatch(values, x.offsets), end
-        padded = values.reshape(rows, time, self.hidden_size)
-        return (padded if self.batch_first else padded.transpose(0, 1)), end
+        if self.num_layers == 1:
+            stacked = tuple(part.unsqueeze(0) for part in finals[0])
+        else:
+            stacked = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+        return values, stacked if pair else stacked[0]
 
     def _weight(self, name: str, layer: int) -> Tensor:
         found: Tensor = getattr(self, f"{name}_l{layer}")

@@ -12,7 +12,9 @@ textbook form, the logistic sigmoid in the sigma variant):
   ``n = phi(W_n x + b_n + sigmoid(r) * (U_n h + d_n))``, ``h' = n + sigmoid(z) * (h - n)``
 
 Rows are read longest first and time step by time step; a row that has ended leaves the batch, so
-that no padding is ever computed. One matrix product serves the inputs of all time steps.
+that no padding is ever computed. :func:`recurrent_reference` is the definition in plain torch, with
+one matrix product for the inputs of all time steps; float32 on the CPU is computed by kernels that
+turn the sums of a unit into its new state while they are in registers.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ import torch
 from torch import Tensor
 
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops import _recurrent_native
+from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._rows import TimeMajor, check_jagged, permute_tokens, time_major
 
-__all__ = ["CELLS", "Cell", "CellActivation", "recurrent"]
+__all__ = ["CELLS", "Cell", "CellActivation", "recurrent", "recurrent_reference", "runs_native"]
 
 Cell = Literal["rnn", "lstm", "gru"]
 CellActivation = Literal["tanh", "sigmoid"]
@@ -62,40 +66,68 @@ def recurrent(
         state: initial hidden state ``(h,)`` or, for the LSTM, ``(h, c)``, each ``[rows, hidden]``;
             zeros where None.
         cell_activation: ``"tanh"``, or ``"sigmoid"`` for the sigma variant.
-        plan: ``time_major(offsets)`` if it is at hand (layers of one stack share it).
+        plan: ``time_major(offsets)`` if it is at hand (layers of one stack share it); only the
+            reference reads it.
 
     Returns:
         The hidden state after every event, ``[tokens, hidden]`` in the order of ``x``, and the
         state after the last event of each row, shaped like ``state``.
 
     Raises:
-        InputError: shapes do not fit, or the cell or activation is unknown.
+        InputError: shapes or dtypes do not fit, the cell or activation is unknown, or
+            ``SEQREC_FAST_BACKEND`` forces a backend that cannot run.
     """
-    if cell not in CELLS:
-        raise InputError(f"cell: unknown cell {cell!r}; choose one of {', '.join(CELLS)}")
-    if cell_activation not in ("tanh", "sigmoid"):
-        raise InputError(
-            f"cell_activation: unknown activation {cell_activation!r}; choose tanh or sigmoid"
+    _check(cell, x, offsets, weight_ih, weight_hh, bias_ih, bias_hh, state, cell_activation)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    if not runs_native(x, *weights, *(state or ())):
+        return recurrent_reference(
+            cell, x, offsets, *weights, state=state, cell_activation=cell_activation, plan=plan
         )
+    h0, c0 = (*(state or ()), None, None)[:2]
+    output, h_end, c_end, *_ = _recurrent_native.forward(
+        x,
+        offsets,
+        *weights,
+        h0,
+        c0,
+        _recurrent_native.CELL_NAMES.index(cell),
+        _recurrent_native.ACTIVATIONS.index(cell_activation),
+        keep=False,
+    )
+    return output, (h_end, c_end) if cell == "lstm" else (h_end,)
+
+
+def runs_native(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether :func:`recurrent` computes these tensors by its kernels: no gradient is asked for."""
+    if choose_backend("recurrent", x.device, x.dtype) == "reference":
+        return False
+    return not _needs_gradient(x, *others)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def recurrent_reference(
+    cell: Cell,
+    x: Tensor,
+    offsets: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    state: tuple[Tensor, ...] | None = None,
+    cell_activation: CellActivation = "tanh",
+    plan: TimeMajor | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The definition of :func:`recurrent` in plain torch, for any floating dtype and device."""
+    _check(cell, x, offsets, weight_ih, weight_hh, bias_ih, bias_hh, state, cell_activation)
     check_jagged("x", x, offsets)
-    hidden = weight_hh.shape[1]
-    gates = CELLS[cell] * hidden
-    if weight_ih.shape != (gates, x.shape[1]) or weight_hh.shape != (gates, hidden):
-        raise InputError(
-            f"weight_ih: a {cell} layer of {x.shape[1]} inputs and {hidden} hidden units needs "
-            f"[{gates}, {x.shape[1]}] and [{gates}, {hidden}], found {tuple(weight_ih.shape)} and "
-            f"{tuple(weight_hh.shape)}"
-        )
-    rows = offsets.shape[0] - 1
+    rows, hidden = offsets.shape[0] - 1, weight_hh.shape[1]
     plan = plan or time_major(offsets)
     if state is None:
         state = tuple(x.new_zeros(rows, hidden) for _ in range(2 if cell == "lstm" else 1))
-    if len(state) != (2 if cell == "lstm" else 1) or any(s.shape != (rows, hidden) for s in state):
-        raise InputError(
-            f"state: a {cell} over {rows} rows needs {'(h, c)' if cell == 'lstm' else '(h,)'} of "
-            f"[{rows}, {hidden}], found {[tuple(s.shape) for s in state]}"
-        )
-
     start = tuple(s.index_select(0, plan.order) for s in state)
     if not plan.sizes:
         return x.new_zeros(0, hidden), state
@@ -122,6 +154,65 @@ def recurrent(
         for p, s in zip(packed, start, strict=True)
     )
     return output, final
+
+
+def _check(
+    cell: str,
+    x: Tensor,
+    offsets: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    state: tuple[Tensor, ...] | None,
+    cell_activation: str,
+) -> None:
+    """Refuses what does not fit, by shapes and dtypes alone (a traced graph has no values)."""
+    if cell not in CELLS:
+        raise InputError(f"cell: unknown cell {cell!r}; choose one of {', '.join(CELLS)}")
+    if cell_activation not in ("tanh", "sigmoid"):
+        raise InputError(
+            f"cell_activation: unknown activation {cell_activation!r}; choose tanh or sigmoid"
+        )
+    if x.ndim != 2:
+        raise InputError(f"x: expected [tokens, inputs], found {tuple(x.shape)}")
+    if offsets.ndim != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
+        raise InputError(
+            f"offsets: expected int64 [rows + 1], found {offsets.dtype} {tuple(offsets.shape)}"
+        )
+    hidden = weight_hh.shape[1] if weight_hh.ndim == 2 else 0
+    gates = CELLS[cell] * hidden
+    if weight_ih.shape != (gates, x.shape[1]) or weight_hh.shape != (gates, hidden) or not hidden:
+        raise InputError(
+            f"weight_ih: a {cell} layer of {x.shape[1]} inputs and {hidden} hidden units needs "
+            f"[{gates}, {x.shape[1]}] and [{gates}, {hidden}], found {tuple(weight_ih.shape)} and "
+            f"{tuple(weight_hh.shape)}"
+        )
+    for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if bias is not None and bias.shape != (gates,):
+            raise InputError(f"{name}: expected [{gates}], found {tuple(bias.shape)}")
+    rows = offsets.shape[0] - 1
+    parts = 2 if cell == "lstm" else 1
+    if state is not None and (len(state) != parts or any(s.shape != (rows, hidden) for s in state)):
+        raise InputError(
+            f"state: a {cell} over {rows} rows needs {'(h, c)' if cell == 'lstm' else '(h,)'} of "
+            f"[{rows}, {hidden}], found {[tuple(s.shape) for s in state]}"
+        )
+    for name, tensor in (
+        ("offsets", offsets),
+        ("weight_ih", weight_ih),
+        ("weight_hh", weight_hh),
+        ("bias_ih", bias_ih),
+        ("bias_hh", bias_hh),
+        *(("state", s) for s in state or ()),
+    ):
+        if tensor is None:
+            continue
+        if tensor.device != x.device or (tensor.dtype != x.dtype and name != "offsets"):
+            raise InputError(
+                f"{name}: expected {x.dtype if name != 'offsets' else torch.int64} on {x.device} "
+                f"like x, found {tensor.dtype} on {tensor.device}; convert it"
+            )
 
 
 def _rnn(

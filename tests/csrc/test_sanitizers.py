@@ -21,7 +21,10 @@ _SPEC.loader.exec_module(build)
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # A child of a threaded process under the thread sanitizer cannot start threads: no fork tests.
-RUNS = [("address,undefined", []), ("thread", ["pool_", "topk_threads", "linear_threads"])]
+RUNS = [
+    ("address,undefined", []),
+    ("thread", ["pool_", "topk_threads", "linear_threads", "recurrent_threads"]),
+]
 
 
 @pytest.mark.parametrize(("sanitizers", "tests"), RUNS, ids=[r[0] for r in RUNS])
@@ -93,7 +96,7 @@ def test_units_share_no_code(optimised: dict[tuple[str, str], Path]) -> None:
 
 
 @pytest.mark.skipif(not X86, reason="instruction sets of x86-64")
-@pytest.mark.parametrize("operation", ["linear", "topk"])
+@pytest.mark.parametrize("operation", ["linear", "recurrent", "topk"])
 def test_inner_loops_keep_their_tile_in_registers(
     optimised: dict[tuple[str, str], Path], operation: str
 ) -> None:

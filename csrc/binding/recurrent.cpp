@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/recurrent.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "base/thread_pool.h"
+#include "binding/binding.h"
+
+namespace seqrec {
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T = float>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+/// Addresses of tensors whose shapes and dtypes the caller has checked; 0 where there is none.
+void bound_recurrent_forward(int cell, int activation, std::int64_t tokens, std::int64_t rows,
+                             std::int64_t inputs, std::int64_t hidden, Address x, Address offsets,
+                             Address w_ih, Address w_hh, Address b_ih, Address b_hh, Address h0,
+                             Address c0, Address output, Address h_end, Address c_end,
+                             Address gates, Address cells, Address hn, int threads) {
+  RecurrentProblem p{};
+  p.cell = static_cast<RecurrentCell>(cell);
+  p.activation = static_cast<CellActivation>(activation);
+  p.tokens = tokens;
+  p.rows = rows;
+  p.inputs = inputs;
+  p.hidden = hidden;
+  p.x = at(x);
+  p.offsets = at<const std::int64_t>(offsets);
+  p.w_ih = at(w_ih);
+  p.w_hh = at(w_hh);
+  p.b_ih = at(b_ih);
+  p.b_hh = at(b_hh);
+  p.h0 = at(h0);
+  p.c0 = at(c0);
+  p.output = at(output);
+  p.h_end = at(h_end);
+  p.c_end = at(c_end);
+  p.gates = at(gates);
+  p.cells = at(cells);
+  p.hn = at(hn);
+  const KernelTable& table = kernels();
+  const py::gil_scoped_release release;
+  // offsets are values and not shapes: only here can they be looked at without breaking a graph
+  if (p.offsets[0] != 0 || p.offsets[rows] != tokens) {
+    throw std::invalid_argument("offsets: must run from 0 to the " + std::to_string(tokens) +
+                                " tokens of x, found " + std::to_string(p.offsets[0]) + " to " +
+                                std::to_string(p.offsets[rows]));
+  }
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (p.offsets[row] > p.offsets[row + 1]) {
+      throw std::invalid_argument("offsets: must not decrease, found " +
+                                  std::to_string(p.offsets[row]) + " before " +
+                                  std::to_string(p.offsets[row + 1]));
+    }
+  }
+  recurrent_forward(p, threads == 0 ? get_num_threads() : threads, table);
+}
+
+}  // namespace
+
+void bind_recurrent(py::module_& m) {
+  m.def("recurrent_forward", &bound_recurrent_forward, py::arg("cell"), py::arg("activation"),
+        py::arg("tokens"), py::arg("rows"), py::arg("inputs"), py::arg("hidden"), py::arg("x"),
+        py::arg("offsets"), py::arg("w_ih"), py::arg("w_hh"), py::arg("b_ih"), py::arg("b_hh"),
+        py::arg("h0"), py::arg("c0"), py::arg("output"), py::arg("h_end"), py::arg("c_end"),
+        py::arg("gates"), py::arg("cells"), py::arg("hn"), py::arg("threads") = 0);
+}
+
+}  // namespace seqrec

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/recurrent.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/aligned.h"
+#include "base/thread_pool.h"
+
+namespace seqrec {
+namespace {
+
+// What a thread computes in a nanosecond at least, to judge whether another thread is worth it.
+constexpr double kFlopsPerNanosecond = 50.0;
+constexpr double kPackedPerNanosecond = 5.0;
+
+std::int64_t length(const RecurrentProblem& p, std::int64_t row) {
+  return p.offsets[row + 1] - p.offsets[row];
+}
+
+/// The rows with at least one token, longest first.
+std::vector<std::int64_t> longest_first(const RecurrentProblem& p) {
+  std::vector<std::int64_t> order;
+  order.reserve(static_cast<std::size_t>(p.rows));
+  for (std::int64_t row = 0; row < p.rows; ++row) {
+    if (length(p, row) > 0) order.push_back(row);
+  }
+  const auto longer = [&](std::int64_t a, std::int64_t b) { return length(p, a) > length(p, b); };
+  if (!std::is_sorted(order.begin(), order.end(), longer)) {
+    std::stable_sort(order.begin(), order.end(), longer);
+  }
+  return order;
+}
+
+/// Rows without tokens end in the state in which they began.
+void finish_empty_rows(const RecurrentProblem& p) {
+  for (std::int64_t row = 0; row < p.rows; ++row) {
+    if (length(p, row) > 0) continue;
+    const auto end_as_begun = [&](const float* begin, float* end) {
+      if (begin != nullptr) {
+        std::copy_n(begin + row * p.hidden, p.hidden, end + row * p.hidden);
+      } else {
+        std::fill_n(end + row * p.hidden, p.hidden, 0.0f);
+      }
+    };
+    end_as_begun(p.h0, p.h_end);
+    if (p.cell == RecurrentCell::kLstm) end_as_begun(p.c0, p.c_end);
+  }
+}
+
+}  // namespace
+
+void recurrent_forward(const RecurrentProblem& p, int threads, const KernelTable& table) {
+  const RecurrentKernels& kernels = *table.recurrent;
+  finish_empty_rows(p);
+  const std::vector<std::int64_t> order = longest_first(p);
+  if (order.empty()) return;
+
+  const double weights =
+      static_cast<double>(recurrent_gates(p.cell) * p.hidden * (p.inputs + p.hidden));
+  AlignedBuffer<float> packed(static_cast<std::size_t>(kernels.packed_size(p)));
+  const std::int64_t panels = kernels.panels(p);
+  const int packers = threads_worth(weights / kPackedPerNanosecond,
+                                    static_cast<int>(std::min<std::int64_t>(threads, panels)));
+  parallel(packers, packers, [&](std::int64_t i) {
+    kernels.pack(p, panels * i / packers, panels * (i + 1) / packers, packed.data());
+  });
+
+  const auto count = static_cast<std::int64_t>(order.size());
+  const double work = 2 * weights * static_cast<double>(p.tokens) / kFlopsPerNanosecond;
+  const std::int64_t shares =
+      threads_worth(work, static_cast<int>(std::min<std::int64_t>(threads, count)));
+  // Dealt like cards, so that all shares have about the same lengths.
+  std::vector<std::int64_t> dealt;
+  std::vector<std::int64_t> begin;
+  dealt.reserve(order.size());
+  for (std::int64_t s = 0; s < shares; ++s) {
+    begin.push_back(static_cast<std::int64_t>(dealt.size()));
+    for (std::int64_t i = s; i < count; i += shares) {
+      dealt.push_back(order[static_cast<std::size_t>(i)]);
+    }
+  }
+  begin.push_back(count);
+  parallel(shares, static_cast<int>(shares), [&](std::int64_t s) {
+    const auto at = static_cast<std::size_t>(s);
+    const std::int64_t rows = begin[at + 1] - begin[at];
+    AlignedBuffer<float> scratch(static_cast<std::size_t>(kernels.scratch_size(p, rows)));
+    const RecurrentShare share{dealt.data() + begin[at], rows, packed.data(), scratch.data()};
+    kernels.run(p, share);
+  });
+}
+
+}  // namespace seqrec
