@@ -10,6 +10,40 @@ def use_isa(name: str) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
 def pool_workers() -> int: ...
+def dropout(x: int, out: int, rows: int, columns: int, seed: int, p: float, /) -> None: ...
+def layer_norm(
+    x: int,
+    residual: int,
+    weight: int,
+    bias: int,
+    sum: int,
+    out: int,
+    mean: int,
+    rstd: int,
+    rows: int,
+    dim: int,
+    eps: float,
+    seed: int,
+    p: float,
+    /,
+) -> None: ...
+def layer_norm_backward(
+    d_out: int,
+    d_sum: int,
+    sum: int,
+    mean: int,
+    rstd: int,
+    weight: int,
+    d_residual: int,
+    dx: int,
+    d_weight: int,
+    d_bias: int,
+    rows: int,
+    dim: int,
+    seed: int,
+    p: float,
+    /,
+) -> None: ...
 def linear(
     x: int,
     x_stride: int,

@@ -236,10 +236,20 @@ class Operation:
     reason: str
 
 
-_REFERENCES = ("linear", "recurrent", "attention", "cross_entropy", "topk")
+_REFERENCES = (
+    "linear",
+    "dropout",
+    "layer_norm",
+    "recurrent",
+    "attention",
+    "cross_entropy",
+    "topk",
+)
 _NATIVE = (
     "linear",
     "recurrent",
+    "dropout",
+    "layer_norm",
     "topk",
 )
 

@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
+
 namespace py = pybind11;
 
 namespace seqrec {
@@ -13,6 +15,14 @@ namespace seqrec {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
+/// The memory of a tensor whose type and size the Python caller has checked; null for 0.
+template <typename T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void bind_dropout(py::module_& m);
+void bind_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_peak(py::module_& m);
 void bind_recurrent(py::module_& m);

@@ -5,6 +5,11 @@ An operator has a CPU implementation that takes and returns tensors, a *fake* on
 tensors of the right shapes (what ``torch.compile`` traces with), and, where it is differentiable,
 a backward. ``torch.library.Library`` is used directly, because the decorators around it cost up to
 a hundred microseconds a call.
+
+The dispatcher itself costs some ten microseconds in each direction, as much as a small kernel. So
+where nothing but the CPU implementation could come of a call (plain tensors, nothing traced, no
+mode or transform active), it is called at once, by a plain ``autograd.Function`` where a gradient
+is wanted.
 """
 
 from __future__ import annotations
@@ -50,4 +55,46 @@ def register(
             qualified, backward, setup_context=setup_context, lib=_LIBRARY
         )
     operator: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
-    return operator
+    direct = cpu if backward is None else _function(name, cpu, backward, setup_context)
+
+    def call(*arguments: Any) -> Any:
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._functorch.peek_interpreter_stack() is not None
+        ):
+            return operator(*arguments)
+        gradient = False
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                if type(argument) not in _PLAIN or not argument.is_cpu:
+                    return operator(*arguments)
+                gradient = gradient or argument.requires_grad
+        return direct(*arguments) if gradient and torch.is_grad_enabled() else cpu(*arguments)
+
+    return call
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _function(
+    name: str,
+    cpu: Callable[..., Any],
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None,
+) -> Callable[..., Any]:
+    """The operator as an ``autograd.Function``."""
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = cpu(*arguments)
+        if setup_context is not None:
+            setup_context(ctx, arguments, output)
+        return output
+
+    # the gradients' own kernels have no gradient: a second differentiation is refused, not wrong
+    once = torch.autograd.function.once_differentiable(backward)
+    members = {"forward": staticmethod(forward), "backward": staticmethod(once)}
+    function: Any = type(name, (torch.autograd.Function,), members)
+    apply: Callable[..., Any] = function.apply
+    return apply

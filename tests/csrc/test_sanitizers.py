@@ -21,10 +21,14 @@ _SPEC.loader.exec_module(build)
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # A child of a threaded process under the thread sanitizer cannot start threads: no fork tests.
-RUNS = [
-    ("address,undefined", []),
-    ("thread", ["pool_", "topk_threads", "linear_threads", "recurrent_threads"]),
+THREADED = [
+    "pool_",
+    "topk_threads",
+    "linear_threads",
+    "layer_norm_threads",
+    "recurrent_threads",
 ]
+RUNS = [("address,undefined", []), ("thread", THREADED)]
 
 
 @pytest.mark.parametrize(("sanitizers", "tests"), RUNS, ids=[r[0] for r in RUNS])

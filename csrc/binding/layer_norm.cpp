@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrices arrive as addresses; seqrec_fast.ops.layer_norm has checked their types and sizes.
+#include "ops/layer_norm.h"
+
+#include "base/thread_pool.h"
+#include "binding/binding.h"
+#include "ops/dropout.h"
+
+namespace seqrec {
+namespace {
+
+void bound_layer_norm(std::uintptr_t x, std::uintptr_t residual, std::uintptr_t weight,
+                      std::uintptr_t bias, std::uintptr_t sum, std::uintptr_t out,
+                      std::uintptr_t mean, std::uintptr_t rstd, std::int64_t rows, std::int64_t dim,
+                      float eps, std::uint64_t seed, double p) {
+  const py::gil_scoped_release release;
+  layer_norm({at<const float>(x), at<const float>(residual), at<const float>(weight),
+              at<const float>(bias), at<float>(sum), at<float>(out), at<float>(mean),
+              at<float>(rstd), dim, eps, make_dropout(seed, p)},
+             rows, get_num_threads(), kernels());
+}
+
+void bound_layer_norm_backward(std::uintptr_t d_out, std::uintptr_t d_sum, std::uintptr_t sum,
+                               std::uintptr_t mean, std::uintptr_t rstd, std::uintptr_t weight,
+                               std::uintptr_t d_residual, std::uintptr_t dx,
+                               std::uintptr_t d_weight, std::uintptr_t d_bias, std::int64_t rows,
+                               std::int64_t dim, std::uint64_t seed, double p) {
+  const py::gil_scoped_release release;
+  layer_norm_backward({at<const float>(d_out), at<const float>(d_sum), at<const float>(sum),
+                       at<const float>(mean), at<const float>(rstd), at<const float>(weight),
+                       at<float>(d_residual), at<float>(dx), dim, make_dropout(seed, p)},
+                      rows, at<float>(d_weight), at<float>(d_bias), get_num_threads(), kernels());
+}
+
+}  // namespace
+
+void bind_layer_norm(py::module_& m) {
+  m.def("layer_norm", &bound_layer_norm);
+  m.def("layer_norm_backward", &bound_layer_norm_backward);
+}
+
+}  // namespace seqrec
