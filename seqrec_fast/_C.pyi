@@ -100,6 +100,17 @@ def recurrent_forward(
     threads: int = 0,
 ) -> None: ...
 def measure_peak(threads: int, bytes: int) -> tuple[float, float]: ...
+
+class Int8Table:
+    def __init__(
+        self,
+        items: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        threads: int = 0,
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
 def score_topk(
     queries: NDArray[np.float32],
     items: NDArray[np.float32],
@@ -109,4 +120,5 @@ def score_topk(
     blocked: NDArray[np.uint8] | None,
     k: int,
     threads: int = 0,
+    table: Int8Table | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...

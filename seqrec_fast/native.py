@@ -26,6 +26,7 @@ __all__ = [
     "Operation",
     "PackedLinear",
     "Peak",
+    "QuantizedItems",
     "build_info",
     "cpu_features",
     "get_num_threads",
@@ -88,9 +89,62 @@ class PackedLinear:
             raise InputError(str(error)) from None
 
 
+class QuantizedItems:
+    """Items that :func:`score_topk` searches through a table of bytes, with the exact result.
+
+    A search reads one byte a dimension instead of four, bounds every score, and computes again
+    from the float32 rows the scores of the few items that the bounds leave. Items, scores and the
+    order of ties are those of the search in float32, whatever the items are. It is faster where
+    the items do not fit the caches, and worth its memory from about 50,000 items on.
+
+    Holds the float32 items and, beside them, ``nbytes`` of the table: ``dim`` + 5 bytes an item
+    (+ 4 with biases), ``dim`` rounded up to a multiple of four. May be searched from many threads
+    at once.
+    """
+
+    def __init__(
+        self, items: ArrayLike, bias: ArrayLike | None = None, *, threads: int | None = None
+    ) -> None:
+        """Makes the table.
+
+        Args:
+            items: float ``[items, dim]``, ``dim`` at most 32,768. A contiguous float32 array is
+                used where it lies: do not change it afterwards.
+            bias: float ``[items]``, added to the scores; likewise.
+            threads: cores to use at most; ``None`` takes :func:`get_num_threads`.
+
+        Raises:
+            InputError: an argument has the wrong type, shape or range; the message names it.
+        """
+        self.items = _matrix("items", items)
+        self.bias = None if bias is None else _floats("bias", bias)
+        try:
+            self._table = _C.Int8Table(
+                self.items, self.bias, 0 if threads is None else _thread_count(threads)
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def dim(self) -> int:
+        """Length of an item."""
+        return int(self.items.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table, beside the float32 items."""
+        return self._table.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QuantizedItems, (self.items, self.bias)
+
+
 def score_topk(
     queries: ArrayLike,
-    items: ArrayLike,
+    items: ArrayLike | QuantizedItems,
     k: int,
     *,
     bias: ArrayLike | None = None,
@@ -107,9 +161,10 @@ def score_topk(
 
     Args:
         queries: float ``[queries, dim]``.
-        items: float ``[items, dim]``.
+        items: float ``[items, dim]``, or :class:`QuantizedItems`, which are searched faster with
+            the same result.
         k: how many items a query gets, at least 1; may exceed the number of items.
-        bias: float ``[items]``, added to the scores.
+        bias: float ``[items]``, added to the scores; :class:`QuantizedItems` hold their own.
         seen: int, one row a query: item indices hidden from that query, in any order.
         blocked: bool or uint8 ``[items]``: where true, hidden from all queries.
         threads: cores to use at most; ``None`` takes :func:`get_num_threads`.
@@ -122,7 +177,13 @@ def score_topk(
         InputError: an argument has the wrong type, shape or range; the message names it.
     """
     query_rows = _matrix("queries", queries)
-    item_rows = _matrix("items", items)
+    table: _C.Int8Table | None = None
+    if isinstance(items, QuantizedItems):
+        if bias is not None:
+            raise InputError("bias: give it to QuantizedItems, whose table holds it")
+        item_rows, bias, table = items.items, items.bias, items._table
+    else:
+        item_rows = _matrix("items", items)
     seen_values, seen_offsets = _seen_rows(seen)
     wanted = _integer("k", k)
     try:
@@ -135,6 +196,7 @@ def score_topk(
             None if blocked is None else _flags(blocked),
             wanted,
             0 if threads is None else _thread_count(threads),
+            table,
         )
     except ValueError as error:
         raise InputError(str(error)) from None

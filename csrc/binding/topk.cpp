@@ -2,12 +2,14 @@
 #include "ops/topk.h"
 
 #include <limits>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "base/thread_pool.h"
 #include "binding/binding.h"
+#include "ops/topk_int8.h"
 
 namespace seqrec {
 namespace {
@@ -35,12 +37,26 @@ void check_seen(const JaggedView<std::int32_t>& seen, std::int64_t tokens, std::
   }
 }
 
+void check_count(std::int64_t items) {
+  // One below the limit stays free for the padding of the candidate lists.
+  if (items >= std::numeric_limits<std::int32_t>::max()) {
+    refuse("items: expected fewer than 2147483647 rows, found " + text(items));
+  }
+}
+
+void check_threads(int threads) {
+  if (threads < 0 || threads > kMaxThreads) {
+    refuse("threads: expected 1 to " + text(kMaxThreads) + " (0 = the set number), found " +
+           text(threads));
+  }
+}
+
 py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& items,
                            const std::optional<Array<float>>& bias,
                            const std::optional<Array<std::int32_t>>& seen_values,
                            const std::optional<Array<std::int64_t>>& seen_offsets,
                            const std::optional<Array<std::uint8_t>>& blocked, std::int64_t k,
-                           int threads) {
+                           int threads, const Int8Table* table_of_bytes) {
   if (queries.ndim() != 2 || items.ndim() != 2) refuse("queries, items: expected two dimensions");
   TopkProblem p{};
   p.queries = queries.data();
@@ -54,15 +70,9 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
            text(queries.shape(1)));
   }
   if (p.dim < 1) refuse("items: expected at least 1 column, found 0");
-  // One below the limit stays free for the padding of the candidate lists.
-  if (p.num_items >= std::numeric_limits<std::int32_t>::max()) {
-    refuse("items: expected fewer than 2147483647 rows, found " + text(p.num_items));
-  }
+  check_count(p.num_items);
   if (k < 1) refuse("k: expected at least 1, found " + text(k));
-  if (threads < 0 || threads > kMaxThreads) {
-    refuse("threads: expected 1 to " + text(kMaxThreads) + " (0 = the set number), found " +
-           text(threads));
-  }
+  check_threads(threads);
   if (bias) {
     if (bias->ndim() != 1 || bias->shape(0) != p.num_items) {
       refuse("bias: expected one number an item (" + text(p.num_items) + ")");
@@ -87,6 +97,11 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
     check_seen(p.seen, seen_values->shape(0), p.num_items);
     if (seen_values->shape(0) == 0) p.seen = {};
   }
+  if (table_of_bytes != nullptr &&
+      (table_of_bytes->num_items() != p.num_items || table_of_bytes->dim() != p.dim ||
+       table_of_bytes->has_bias() != (p.bias != nullptr))) {
+    refuse("table: made from other items");
+  }
   const KernelTable& table = kernels();
   Array<float> scores({p.num_queries, k});
   Array<std::int64_t> ids({p.num_queries, k});
@@ -94,9 +109,34 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
   std::int64_t* out_ids = ids.mutable_data();
   {
     const py::gil_scoped_release release;
-    score_topk(p, threads == 0 ? get_num_threads() : threads, table, out_scores, out_ids);
+    const int limit = threads == 0 ? get_num_threads() : threads;
+    if (table_of_bytes != nullptr) {
+      score_topk_int8(p, *table_of_bytes, limit, table, out_scores, out_ids);
+    } else {
+      score_topk(p, limit, table, out_scores, out_ids);
+    }
   }
   return py::make_tuple(std::move(scores), std::move(ids));
+}
+
+std::unique_ptr<Int8Table> make_table(const Array<float>& items,
+                                      const std::optional<Array<float>>& bias, int threads) {
+  if (items.ndim() != 2 || items.shape(1) < 1) {
+    refuse("items: expected two dimensions and at least 1 column");
+  }
+  if (items.shape(1) > kInt8MaxDim) {
+    refuse("items: expected at most " + text(kInt8MaxDim) + " columns for a scan of bytes, found " +
+           text(items.shape(1)));
+  }
+  check_count(items.shape(0));
+  if (bias && (bias->ndim() != 1 || bias->shape(0) != items.shape(0))) {
+    refuse("bias: expected one number an item (" + text(items.shape(0)) + ")");
+  }
+  check_threads(threads);
+  const float* biases = bias ? bias->data() : nullptr;
+  const py::gil_scoped_release release;
+  return std::make_unique<Int8Table>(items.data(), biases, items.shape(0), items.shape(1),
+                                     threads == 0 ? get_num_threads() : threads);
 }
 
 }  // namespace
@@ -105,7 +145,12 @@ void bind_topk(py::module_& m) {
   m.def("score_topk", &bound_score_topk, py::arg("queries").noconvert(),
         py::arg("items").noconvert(), py::arg("bias").noconvert(),
         py::arg("seen_values").noconvert(), py::arg("seen_offsets").noconvert(),
-        py::arg("blocked").noconvert(), py::arg("k"), py::arg("threads") = 0);
+        py::arg("blocked").noconvert(), py::arg("k"), py::arg("threads") = 0,
+        py::arg("table") = nullptr);
+  py::class_<Int8Table>(m, "Int8Table")
+      .def(py::init(&make_table), py::arg("items").noconvert(), py::arg("bias").noconvert(),
+           py::arg("threads") = 0)
+      .def_property_readonly("nbytes", &Int8Table::bytes);
 }
 
 }  // namespace seqrec

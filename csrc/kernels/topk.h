@@ -178,17 +178,11 @@ struct Topk : TopkRows<W> {
   template <int QV, int IR>
   static SEQREC_INLINE void chain_tile(const float*& packed, const float* rows, std::int64_t dim,
                                        std::int64_t from, std::int64_t to, F (&acc)[IR][QV]) {
-    const float* at = packed;
-    {
-      F query[QV];
-      for (int v = 0; v < QV; ++v) query[v] = load<W>(at + v * W);
-      for (int r = 0; r < IR; ++r) {
-        const F item = broadcast<W>(rows[r * dim + from]);
-        for (int v = 0; v < QV; ++v) acc[r][v] = query[v] * item;
-      }
-      at += QV * W;
+    for (int r = 0; r < IR; ++r) {
+      for (int v = 0; v < QV; ++v) acc[r][v] = F{};
     }
-    for (std::int64_t d = from + kChains; d < to; d += kChains) {
+    const float* at = packed;
+    for (std::int64_t d = from; d < to; d += kChains) {
       F query[QV];
       for (int v = 0; v < QV; ++v) query[v] = load<W>(at + v * W);
       for (int r = 0; r < IR; ++r) {

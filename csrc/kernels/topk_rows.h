@@ -5,7 +5,9 @@
 //
 //   score = block[0] + block[1] + …               blocks of kBlockDims dimensions, ascending
 //   block = chain[0] + chain[1] + … + chain[7]    ascending
-//   chain[c] = the terms of dimensions c, c + 8, c + 16, … of the block, fused multiply-adds
+//   chain[c] = 0 + the terms of dimensions c, c + 8, c + 16, … of the block, fused multiply-adds
+//
+// (A chain begins with 0 because of a sum of two products the compiler may fuse either.)
 //
 // Chains suit both forms: here they are the lanes of one vector, so that an item is read where it
 // lies, in the order of memory, and shuffled only once at the end of a block; with queries in the
@@ -57,22 +59,13 @@ struct TopkRows : TopkCandidates<W> {
   static SEQREC_INLINE void chain_item(const float* const (&query)[QR], const float* item,
                                        std::int64_t from, std::int64_t to, V (&chain)[QR][P]) {
     const std::int64_t whole = from + (to - from) / kChains * kChains;
-    std::int64_t d = from;
-    if (d < whole) {
-      for (int p = 0; p < P; ++p) {
-        const V values = load<L>(item + d + p * L);
-        for (int q = 0; q < QR; ++q) chain[q][p] = load<L>(query[q] + d + p * L) * values;
-      }
-      d += kChains;
-    } else {
-      for (int q = 0; q < QR; ++q) {
-        for (int p = 0; p < P; ++p) chain[q][p] = V{};
-      }
+    for (int q = 0; q < QR; ++q) {
+      for (int p = 0; p < P; ++p) chain[q][p] = V{};
     }
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC unroll 32
 #endif
-    for (; d < whole; d += kChains) {
+    for (std::int64_t d = from; d < whole; d += kChains) {
       for (int p = 0; p < P; ++p) {
         const V values = load<L>(item + d + p * L);
         for (int q = 0; q < QR; ++q) chain[q][p] += load<L>(query[q] + d + p * L) * values;

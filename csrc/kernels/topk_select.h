@@ -86,13 +86,15 @@ SEQREC_INLINE float least(const float* scores, std::int64_t n) {
   return low;
 }
 
-/// Moves the best `k` of `n > k` candidates to the front, without changing their order.
-///
-/// Returns the score of the worst of them. The arrays have room up to the next multiple of W.
+struct KthScore {
+  float value;
+  std::int64_t reach;  // how many scores are at least `value`
+};
+
+/// The k-th best of `n >= k` scores, behind which -inf fills up the last vector.
 template <int W>
-SEQREC_NOINLINE inline float keep_best(float* scores, std::int32_t* ids, std::int64_t n,
-                                       std::int64_t k) {
-  const std::int64_t padded = pad_candidates<W>(scores, ids, n);
+SEQREC_INLINE KthScore kth_score(const float* scores, std::int64_t n, std::int64_t k) {
+  const std::int64_t padded = (n + W - 1) / W * W;
   const float low = least<W>(scores, n);
   float high = -kInfinity;
   {
@@ -116,7 +118,19 @@ SEQREC_NOINLINE inline float keep_best(float* scores, std::int32_t* ids, std::in
       hi = mid - 1;
     }
   }
-  const float value = unordered(static_cast<std::int32_t>(lo));
+  return {unordered(static_cast<std::int32_t>(lo)), reach};
+}
+
+/// Moves the best `k` of `n > k` candidates to the front, without changing their order.
+///
+/// Returns the score of the worst of them. The arrays have room up to the next multiple of W.
+template <int W>
+SEQREC_NOINLINE inline float keep_best(float* scores, std::int32_t* ids, std::int64_t n,
+                                       std::int64_t k) {
+  const std::int64_t padded = pad_candidates<W>(scores, ids, n);
+  const KthScore kth = kth_score<W>(scores, n, k);
+  const float value = kth.value;
+  const std::int64_t reach = kth.reach;
   std::int32_t last_id = 0x7ffffffe;
   if (reach > k) {  // equal scores straddle the k-th place: the lower ids stay
     const std::int64_t equal = count_equal_up_to<W>(scores, ids, padded, value, last_id);

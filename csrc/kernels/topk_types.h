@@ -21,6 +21,37 @@ struct TopkProblem {
   std::int64_t k;          // at least 1
 };
 
+/// Items as bytes, sixteen a block: what the scan of topk_int8.h reads.
+///
+/// A block is [quads][kInt8Rows][4] bytes 128 + c, then a scale for each item, then, if the table
+/// has biases, a bias for each item. An item that is not finite or too large to bound has the scale
+/// NaN: it is always a candidate.
+struct Int8Bounds {
+  float norm;        // largest |c| of the block
+  float rest;        // largest |r| / scale
+  float bias_slack;  // what adding the bias in float32 may round away
+  float unused;
+};
+struct Int8Items {
+  const std::uint8_t* blocks;
+  const Int8Bounds* bounds;
+  std::int64_t num_blocks;
+  std::int64_t block_bytes;
+  std::int64_t quads;  // groups of four dimensions
+};
+
+/// A query as signed bytes: q = step * u + rest.
+struct Int8Query {
+  const std::int32_t* quads;  // [quads], four signed bytes each
+  std::int32_t offset;        // -128 * the sum of u, since the bytes of items carry 128 more
+  float step;
+  float per_norm;  // the margin of a block is per_norm * norm + per_rest * rest
+  float per_rest;
+  float slack;  // above what may underflow in a score
+};
+
+inline constexpr std::int64_t kInt8Rows = 16;
+
 /// The memory of one thread while it scans items for the queries first_query .. + num_queries.
 ///
 /// Candidates of a query lie in order of ascending item. When they reach `limit`, the best k stay
@@ -32,7 +63,8 @@ struct TopkState {
   std::int64_t capacity;       // room for each list: a multiple of kTopkPad, at least `limit`
   float* packed;               // [padded_queries, dim], in the order that the kernel reads
   float* threshold;            // [padded_queries]
-  float* scores;               // [num_queries, capacity]
+  float* scores;               // [num_queries, capacity]; in the scan of bytes, lower bounds
+  float* upper;                // [num_queries, capacity], upper bounds; only in the scan of bytes
   std::int32_t* ids;           // [num_queries, capacity]
   std::int64_t* count;         // [num_queries]
   std::int64_t* seen_next;     // [num_queries]: the next of `seen` that the scan can meet
@@ -55,6 +87,14 @@ struct TopkKernels {
                std::int64_t end_item);
   void (*finish)(float* scores, std::int32_t* ids, std::int64_t count, std::int64_t k,
                  float* out_scores, std::int64_t* out_ids);
+
+  // The scan of bytes. `levels` is the largest |u| of a query that the products allow.
+  int (*int8_levels)(bool vnni);
+  void (*int8_begin)(const TopkProblem& problem, TopkState& state);
+  void (*int8_scan)(const TopkProblem& problem, const Int8Items& table, TopkState& state,
+                    const Int8Query* queries, bool vnni, std::int64_t first_block,
+                    std::int64_t end_block);
+  void (*int8_settle)(const TopkProblem& problem, TopkState& state, std::int64_t query);
 };
 
 }  // namespace seqrec

@@ -160,7 +160,8 @@ void split_items(const Plan& plan) {
   }
 }
 
-/// Copies and sorts the seen lists if any of them is not in ascending order.
+}  // namespace
+
 std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen) {
   bool sorted = true;
   for (std::int64_t row = 0; row < seen.rows && sorted; ++row) {
@@ -173,8 +174,6 @@ std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen) {
   }
   return copy;
 }
-
-}  // namespace
 
 void score_topk(const TopkProblem& problem, int threads, const KernelTable& table,
                 float* out_scores, std::int64_t* out_ids) {

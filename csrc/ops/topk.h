@@ -2,6 +2,8 @@
 // The whole operation score + bias + exclude + top-k: where the threads and the memory are.
 #pragma once
 
+#include <vector>
+
 #include "isa/kernel_table.h"
 #include "kernels/topk_types.h"
 
@@ -17,5 +19,8 @@ namespace seqrec {
 /// Throws std::bad_alloc.
 void score_topk(const TopkProblem& problem, int threads, const KernelTable& table,
                 float* out_scores, std::int64_t* out_ids);
+
+/// The seen lists in ascending order: empty where they are so already, else a sorted copy.
+std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen);
 
 }  // namespace seqrec

@@ -9,6 +9,7 @@ from seqrec_fast.ops.dropout import dropout
 from seqrec_fast.ops.layer_norm import add_layer_norm, layer_norm
 from seqrec_fast.ops.linear import linear
 from seqrec_fast.ops.recurrent import recurrent
+from seqrec_fast.ops.topk import score_topk
 
 __all__ = [
     "add_layer_norm",
@@ -19,4 +20,5 @@ __all__ = [
     "linear_cross_entropy",
     "recurrent",
     "sampled_cross_entropy",
+    "score_topk",
 ]

@@ -26,7 +26,7 @@ _SCORES_AT_ONCE = 1 << 25  # elements of one block of the score matrix in the re
 
 def score_topk(
     queries: Tensor,
-    items: Tensor,
+    items: Tensor | native.QuantizedItems,
     *,
     bias: Tensor | None = None,
     seen: JaggedBatch[Any] | None = None,
@@ -40,7 +40,9 @@ def score_topk(
 
     Args:
         queries: floating ``[queries, dim]``.
-        items: ``[items, dim]``, of the dtype and on the device of ``queries``.
+        items: ``[items, dim]``, of the dtype and on the device of ``queries``; or
+            :class:`seqrec_fast.native.QuantizedItems` for float32 queries on the CPU, which hold
+            their biases and give the same result sooner where the items do not fit the caches.
         bias: ``[items]``, added to the scores, of the same dtype.
         seen: one row a query: item indices hidden from that query (numpy or torch).
         blocked: bool ``[items]``: where true, hidden from all queries.
@@ -54,15 +56,22 @@ def score_topk(
         InputError: shapes, dtypes or devices do not fit, an index is out of range, or
             ``SEQREC_FAST_BACKEND`` forces a backend that cannot run.
     """
+    quantized = items if isinstance(items, native.QuantizedItems) else None
+    if isinstance(items, native.QuantizedItems):
+        if bias is not None:
+            raise InputError("bias: give it to QuantizedItems, whose table holds it")
+        if items.bias is not None:
+            bias = torch.from_numpy(items.bias)
+        items = torch.from_numpy(items.items)
     _check(queries, items, bias, seen, blocked, k)
     with torch.no_grad():
         if choose_backend("score_topk", queries.device, queries.dtype) == "reference":
             return score_topk_reference(queries, items, bias=bias, seen=seen, blocked=blocked, k=k)
         scores, ids = native.score_topk(
             queries.numpy(),
-            items.numpy(),
+            items.numpy() if quantized is None else quantized,
             k,
-            bias=None if bias is None else bias.numpy(),
+            bias=None if bias is None or quantized is not None else bias.numpy(),
             seen=None if seen is None else seen.to_numpy(),
             blocked=None if blocked is None else blocked.numpy(),
         )

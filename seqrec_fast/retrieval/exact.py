@@ -13,10 +13,12 @@ from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.retrieval.filters import Filter, allowed_mask, merge_rows, read_filter
 
-__all__ = ["METRICS", "ExactIndex", "Metric"]
+__all__ = ["METRICS", "PRECISIONS", "ExactIndex", "Metric", "Precision"]
 
 Metric = Literal["ip", "cosine"]
 METRICS: tuple[str, ...] = ("ip", "cosine")
+Precision = Literal["float32", "int8"]
+PRECISIONS: tuple[str, ...] = ("float32", "int8")
 
 # An allow list of one query that is shorter than this share of the items is searched by copying
 # its vectors together; a longer one in place, behind a mask.
@@ -26,13 +28,17 @@ _COPY_SHARE = 8
 class ExactIndex:
     """Item vectors and how they are compared; safe to search from many threads at once."""
 
-    def __init__(self, vectors: ArrayLike, metric: Metric = "ip") -> None:
+    def __init__(
+        self, vectors: ArrayLike, metric: Metric = "ip", precision: Precision = "float32"
+    ) -> None:
         """Takes the vectors; see :func:`seqrec_fast.retrieval.build`."""
         array = _rows("vectors", vectors)
         if array.shape[1] < 1:
             raise InputError(f"vectors: expected at least 1 column, found shape {array.shape}")
         self.metric = metric
         self._vectors = _unit_rows(array) if metric == "cosine" else array
+        self.precision = precision
+        self._table = native.QuantizedItems(self._vectors) if precision == "int8" else None
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -42,15 +48,21 @@ class ExactIndex:
         """Length of a vector."""
         return int(self._vectors.shape[1])
 
+    @property
+    def _searched(self) -> NDArray[np.float32] | native.QuantizedItems:
+        return self._vectors if self._table is None else self._table
+
     def describe(self) -> dict[str, Any]:
-        """Kind, metric, dtype, items, dim, bytes held, and whether results are exact."""
+        """Kind, metric, dtype, precision, items, dim, bytes held, and whether it is exact."""
+        table = 0 if self._table is None else self._table.nbytes
         return {
             "kind": "exact",
             "metric": self.metric,
             "dtype": "float32",
+            "precision": self.precision,
             "items": len(self),
             "dim": self.dim,
-            "bytes": int(self._vectors.nbytes),
+            "bytes": int(self._vectors.nbytes) + table,
             "exact": True,
         }
 
@@ -102,7 +114,7 @@ class ExactIndex:
             blocked[denied.common] = True
         if allowed.rows is None:
             return native.score_topk(
-                rows, self._vectors, k, seen=seen, blocked=blocked, threads=threads
+                rows, self._searched, k, seen=seen, blocked=blocked, threads=threads
             )
         return self._search_each(rows, k, allowed, seen, blocked, threads)
 

@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "ops/topk.h"
+#include "ops/topk_int8.h"
 
 namespace seqrec {
 const KernelTable& wide_kernels();
@@ -87,19 +88,33 @@ struct Result {
   std::vector<std::int64_t> ids;
 };
 
-Result solve(const Case& c, const Data& d, const KernelTable& table) {
-  const seqrec::TopkProblem p = {d.queries.data(),
-                                 d.items.data(),
-                                 or_null(d.bias),
-                                 or_null(d.blocked),
-                                 {or_null(d.seen), d.offsets.data(), c.queries},
-                                 c.queries,
-                                 c.items,
-                                 c.dim,
-                                 c.k};
+seqrec::TopkProblem problem(const Case& c, const Data& d) {
+  return {d.queries.data(),
+          d.items.data(),
+          or_null(d.bias),
+          or_null(d.blocked),
+          {or_null(d.seen), d.offsets.data(), c.queries},
+          c.queries,
+          c.items,
+          c.dim,
+          c.k};
+}
+
+Result poisoned(const Case& c) {
   const auto size = static_cast<std::size_t>(c.queries * c.k);
-  Result r{std::vector<float>(size, std::nanf("")), std::vector<std::int64_t>(size, -77)};
-  seqrec::score_topk(p, c.threads, table, r.scores.data(), r.ids.data());
+  return {std::vector<float>(size, std::nanf("")), std::vector<std::int64_t>(size, -77)};
+}
+
+Result solve(const Case& c, const Data& d, const KernelTable& table) {
+  Result r = poisoned(c);
+  seqrec::score_topk(problem(c, d), c.threads, table, r.scores.data(), r.ids.data());
+  return r;
+}
+
+Result solve_from_bytes(const Case& c, const Data& d, const KernelTable& table) {
+  const seqrec::Int8Table bytes(d.items.data(), or_null(d.bias), c.items, c.dim, c.threads);
+  Result r = poisoned(c);
+  seqrec::score_topk_int8(problem(c, d), bytes, c.threads, table, r.scores.data(), r.ids.data());
   return r;
 }
 
@@ -216,24 +231,65 @@ TEST(topk_threads_share_the_work) {
 }
 
 TEST(topk_is_the_same_alone_and_in_a_batch) {
-  Case c{70, 3000, 37, 40};
-  c.whole = false;
-  c.bias = true;
-  const Data d = make(c, 5);
-  for (const KernelTable* table : tables()) {
-    const Result all = solve(c, d, *table);
-    for (std::int64_t batch : {1, 2, 3, 4, 8, 9, 20}) {
-      Case part = c;
-      part.queries = batch;
-      Data some = d;
-      const std::int64_t first = 70 - batch;
-      some.queries.assign(d.queries.begin() + first * c.dim, d.queries.end());
-      const Result r = solve(part, some, *table);
-      const auto size = static_cast<std::size_t>(batch * c.k);
-      const auto from = static_cast<std::size_t>(first * c.k);
-      CHECK(std::memcmp(r.scores.data(), all.scores.data() + from, size * 4) == 0, "%s batch %ld",
-            table->name, batch);
-      CHECK(std::memcmp(r.ids.data(), all.ids.data() + from, size * 8) == 0);
+  for (std::int64_t dim : {5, 37, 64, 128, 256, 300}) {
+    Case c{70, 1500, dim, 40};
+    c.whole = false;
+    c.bias = true;
+    const Data d = make(c, 5);
+    for (const KernelTable* table : tables()) {
+      const Result all = solve(c, d, *table);
+      for (std::int64_t batch : {1, 2, 3, 4, 5, 8, 9, 20}) {
+        Case part = c;
+        part.queries = batch;
+        Data some = d;
+        const std::int64_t first = 70 - batch;
+        some.queries.assign(d.queries.begin() + first * c.dim, d.queries.end());
+        const Result r = solve(part, some, *table);
+        const auto size = static_cast<std::size_t>(batch * c.k);
+        const auto from = static_cast<std::size_t>(first * c.k);
+        CHECK(std::memcmp(r.scores.data(), all.scores.data() + from, size * 4) == 0,
+              "%s dim %ld batch %ld", table->name, dim, batch);
+        CHECK(std::memcmp(r.ids.data(), all.ids.data() + from, size * 8) == 0);
+      }
+    }
+  }
+}
+
+TEST(topk_from_bytes_is_that_of_float32) {
+  unsigned seed = 400;
+  for (std::int64_t dim : {1, 3, 30, 64, 128, 260}) {
+    for (std::int64_t items : {0, 1, 15, 16, 17, 700, 3000}) {
+      for (std::int64_t k : {1, 100, 1000}) {
+        Case c{1 + static_cast<std::int64_t>(seed % 4), items, dim, k};
+        c.bias = seed % 2;
+        c.blocked = seed % 3 == 0;
+        c.seen = seed % 5 < 2;
+        c.whole = seed % 7 < 2;  // ties: the exact scores have to thin the lists out
+        const Data d = make(c, ++seed);
+        for (const KernelTable* table : tables()) {
+          const Result expected = solve(c, d, *table), r = solve_from_bytes(c, d, *table);
+          CHECK(r.ids == expected.ids && r.scores == expected.scores,
+                "%s, %ld queries, %ld items, dim %ld, k %ld", table->name, c.queries, items, dim,
+                k);
+        }
+      }
+    }
+  }
+}
+
+TEST(topk_threads_share_a_table_of_bytes) {
+  unsigned seed = 500;
+  for (std::int64_t queries : {1, 5, 70}) {
+    Case c{queries, 30000, 24, 50};
+    c.whole = false;
+    c.seen = true;
+    const Data d = make(c, ++seed);
+    const KernelTable& table = *tables().back();
+    const Result expected = solve(c, d, table);
+    for (int threads : {2, 3, 7}) {
+      c.threads = threads;
+      const Result r = solve_from_bytes(c, d, table);
+      CHECK(r.ids == expected.ids && r.scores == expected.scores, "%d threads", threads);
     }
   }
 }

@@ -142,10 +142,11 @@ def test_extreme_magnitudes() -> None:
         assert scores[0, 1] == 2 * tiny
 
 
-def test_same_answer_for_every_number_of_threads_and_every_batch() -> None:
+@pytest.mark.parametrize("dim", [48, 64, 128])
+def test_same_answer_for_every_number_of_threads_and_every_batch(dim: int) -> None:
     rng = np.random.default_rng(1)
-    queries = rng.standard_normal((150, 48), dtype=np.float32)
-    items = rng.standard_normal((20000, 48), dtype=np.float32)
+    queries = rng.standard_normal((150, dim), dtype=np.float32)
+    items = rng.standard_normal((20000, dim), dtype=np.float32)
     seen = JaggedBatch.from_lists([rng.integers(0, 20000, 50) for _ in range(150)])
     one = native.score_topk(queries, items, 100, seen=seen, threads=1)
     for threads in (2, 5):

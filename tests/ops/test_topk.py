@@ -76,6 +76,23 @@ def test_other_dtypes_run_the_reference(dtype: torch.dtype) -> None:
     assert ids.tolist() == [[0, 1], [1, 0], [2, 0], [3, 0]]
 
 
+def test_quantized_items_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, v = torch.randn(5, 24, generator=generator), torch.randn(3000, 24, generator=generator)
+    bias = torch.randn(3000, generator=generator)
+    expected = score_topk(q, v, bias=bias, k=50)
+    table = module.native.QuantizedItems(v.numpy(), bias.numpy())
+    found = score_topk(q, table, k=50)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    with pytest.raises(InputError, match="bias: give it to QuantizedItems"):
+        score_topk(q, table, bias=bias, k=50)
+    with pytest.raises(InputError, match=r"items: expected torch.float64"):
+        score_topk(q.double(), table, k=50)
+    monkeypatch.setenv("SEQREC_FAST_BACKEND", "reference")
+    assert torch.equal(score_topk(q, table, k=50)[1], expected[1])
+
+
 def test_nan_is_never_chosen() -> None:
     v = torch.tensor([[torch.nan], [1.0], [torch.inf], [-torch.inf]])
     for function in (score_topk, score_topk_reference):

@@ -120,6 +120,7 @@ def test_describe() -> None:
         "kind": "exact",
         "metric": "cosine",
         "dtype": "float32",
+        "precision": "float32",
         "items": 200,
         "dim": 6,
         "bytes": 200 * 6 * 4,
@@ -128,9 +129,26 @@ def test_describe() -> None:
     assert len(index) == 200
 
 
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_precision_changes_nothing_but_memory(metric: str) -> None:
+    rng = np.random.default_rng(2)
+    vectors, queries = rng.standard_normal((2000, 20)), rng.standard_normal((5, 20))
+    plain = retrieval.build(vectors, metric=metric)
+    table = retrieval.build(vectors, metric=metric, precision="int8")
+    allow = JaggedBatch.from_lists([rng.integers(0, 2000, n) for n in (3, 50, 900, 1900, 0)])
+    exclude = JaggedBatch.from_lists(rng.integers(0, 2000, (5, 50)))
+    for options in ({}, {"exclude": exclude}, {"allow": allow}, {"deny": [1, 2, 3]}):
+        expected = plain.search(queries, 30, **options)
+        for a, b in zip(expected, table.search(queries, 30, **options), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert table.describe()["bytes"] == plain.describe()["bytes"] + 2000 * 25
+    assert table.describe()["precision"] == "int8"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"precision": "int4"}, "precision: found 'int4'; choose one of float32, int8"),
         ({"kind": "hnsw"}, "kind: found 'hnsw'; choose one of exact"),
         ({"metric": "l2"}, "metric: found 'l2'; choose one of ip, cosine"),
         ({"dtype": "int8"}, "dtype: found 'int8'; choose one of float32"),
