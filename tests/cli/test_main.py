@@ -48,7 +48,7 @@ def test_version(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"seqrec-fast {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["info", "recommend", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["info", "recommend", "evaluate", "demo", "bench"])
 def test_help_is_quick_because_torch_is_not_loaded(command: str) -> None:
     code = (
         "import sys; from seqrec_fast.cli.main import main; "

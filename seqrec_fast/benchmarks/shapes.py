@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sizes that are measured: one registry for all benchmarks, and the lengths of their rows."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import NormalDist
+from typing import Literal, NamedTuple
+
+__all__ = [
+    "ATTENTION",
+    "CROSS_ENTROPY",
+    "EMBEDDING",
+    "FEED_FORWARD",
+    "GEMM",
+    "HSTU_ATTENTION",
+    "LAYER_NORM",
+    "RECURRENT",
+    "AttentionShape",
+    "CrossEntropyShape",
+    "EmbeddingShape",
+    "FeedForwardShape",
+    "GemmShape",
+    "LayerNormShape",
+    "Lengths",
+    "RecurrentShape",
+    "row_lengths",
+]
+
+Lengths = Literal["equal", "beauty", "ml1m"]
+
+#: median, spread of the logarithm, and least length of the rows; chosen so that the mean is that of
+#: Amazon Beauty cut at 50 events (9) and of MovieLens-1M cut at 200 (130)
+_SKEWED = {"beauty": (7.3, 0.62, 4), "ml1m": (133.0, 0.9, 20)}
+
+
+def row_lengths(lengths: Lengths, rows: int, longest: int, seed: int = 0) -> list[int]:
+    """Lengths of the rows of a batch.
+
+    ``beauty`` and ``ml1m`` are log-normal, cut at a least length and at ``longest``. The quantiles
+    at ``(i + 0.5) / rows`` are taken and shuffled, so that a batch of any size has the same mean.
+
+    Args:
+        lengths: ``"equal"``: all ``longest``; ``"beauty"``: mean 9 where ``longest`` is 50;
+            ``"ml1m"``: mean 130 where it is 200.
+        rows: how many.
+        longest: the greatest length.
+        seed: of the shuffle.
+    """
+    if lengths == "equal":
+        return [longest] * rows
+    median, spread, least = _SKEWED[lengths]
+    normal = NormalDist()
+    drawn = [
+        median * math.exp(spread * normal.inv_cdf((row + 0.5) / rows)) * longest / _LONGEST[lengths]
+        for row in range(rows)
+    ]
+    found = [min(longest, max(least, round(length))) for length in drawn]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+_LONGEST = {"beauty": 50, "ml1m": 200}
+
+
+class GemmShape(NamedTuple):
+    """``x [rows, inner] @ w [columns, inner]^T``, the weights prepared beforehand."""
+
+    rows: int
+    inner: int
+    columns: int
+
+    def __str__(self) -> str:
+        """For instance ``512 x 512 x 512``."""
+        return f"{self.rows} x {self.inner} x {self.columns}"
+
+
+class RecurrentShape(NamedTuple):
+    """A layer over ``rows`` sequences of at most ``time`` events."""
+
+    cell: Literal["rnn", "lstm", "gru"]
+    rows: int
+    time: int
+    hidden: int
+    inputs: int = 64
+    lengths: Lengths = "equal"
+
+    def __str__(self) -> str:
+        """For instance ``lstm 256 x 50, 64 to 128, equal``."""
+        return (
+            f"{self.cell} {self.rows} x {self.time}, {self.inputs} to {self.hidden}, {self.lengths}"
+        )
+
+
+class AttentionShape(NamedTuple):
+    """Causal self-attention over ``rows`` sequences of at most ``time`` events."""
+
+    rows: int
+    time: int
+    heads: int
+    width: int
+    lengths: Lengths = "equal"
+
+    def __str__(self) -> str:
+        """For instance ``64 x 200, heads 2 x 32, equal``."""
+        return f"{self.rows} x {self.time}, heads {self.heads} x {self.width}, {self.lengths}"
+
+
+class CrossEntropyShape(NamedTuple):
+    """A linear layer to ``items`` logits and their cross-entropy."""
+
+    tokens: int
+    items: int
+    dim: int
+
+    def __str__(self) -> str:
+        """For instance ``4096 x 12000 x 64``."""
+        return f"{self.tokens} x {self.items} x {self.dim}"
+
+
+class LayerNormShape(NamedTuple):
+    """Normalisation of ``tokens`` vectors of ``dim``."""
+
+    tokens: int
+    dim: int
+
+    def __str__(self) -> str:
+        """For instance ``12800 x 64``."""
+        return f"{self.tokens} x {self.dim}"
+
+
+class FeedForwardShape(NamedTuple):
+    """Two linear layers with a GELU between them."""
+
+    tokens: int
+    dim: int
+    inner: int
+
+    def __str__(self) -> str:
+        """For instance ``12800 x 64, inner 256``."""
+        return f"{self.tokens} x {self.dim}, inner {self.inner}"
+
+
+class EmbeddingShape(NamedTuple):
+    """Rows of a table gathered; their gradients scattered."""
+
+    tokens: int
+    items: int
+    dim: int
+
+    def __str__(self) -> str:
+        """For instance ``12800 of 12000 x 64``."""
+        return f"{self.tokens} of {self.items} x {self.dim}"
+
+
+GEMM = (GemmShape(512, 512, 512), GemmShape(16, 256, 1024), GemmShape(1, 256, 1024))
+
+_CELLS: tuple[Literal["rnn", "lstm", "gru"], ...] = ("lstm", "gru", "rnn")
+_WIDTHS = (64, 128, 256)
+_CATALOGUES: tuple[tuple[Lengths, int], ...] = (("beauty", 50), ("ml1m", 200))
+
+RECURRENT = (
+    *(
+        RecurrentShape(cell, rows, time, hidden)
+        for cell in _CELLS
+        for rows in (1, 64, 256)
+        for time in (50, 200)
+        for hidden in _WIDTHS
+    ),
+    *(
+        RecurrentShape(cell, rows, time, hidden, lengths=lengths)
+        for cell in _CELLS
+        for rows in (64, 256)
+        for lengths, time in _CATALOGUES
+        for hidden in _WIDTHS
+    ),
+)
+
+ATTENTION = (
+    AttentionShape(64, 200, 2, 32),
+    AttentionShape(16, 1024, 4, 32),
+    AttentionShape(64, 200, 2, 32, "ml1m"),
+    AttentionShape(16, 1024, 4, 32, "ml1m"),
+    AttentionShape(256, 50, 2, 32, "beauty"),
+)
+HSTU_ATTENTION = ATTENTION
+
+CROSS_ENTROPY = tuple(CrossEntropyShape(4096, items, 64) for items in (12_000, 100_000, 1_000_000))
+
+#: 256 sequences of SASRec on Amazon Beauty: without padding, and padded to 50
+_TOKENS = (2304, 12_800)
+LAYER_NORM = tuple(LayerNormShape(tokens, dim) for tokens in _TOKENS for dim in (64, 128))
+FEED_FORWARD = tuple(
+    FeedForwardShape(tokens, dim, 4 * dim) for tokens in _TOKENS for dim in (64, 128)
+)
+EMBEDDING = tuple(EmbeddingShape(tokens, 12_000, 64) for tokens in _TOKENS)
