@@ -172,7 +172,7 @@ class Recurrent(torch.nn.Module):
                     f"state: expected {'(h, c), each' if pair else 'h'} {list(shape)}, "
                     f"found {[tuple(s.shape) for s in given]}"
                 )
-        native = runs_native(values, *self.parameters(), *(given or ()))
+        native = runs_native(values)
         plan = None if native else time_major(offsets)
         finals = []
         for layer in range(self.num_layers):

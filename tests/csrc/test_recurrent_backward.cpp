@@ -7,15 +7,12 @@
 #include <cstring>
 #include <limits>
 #include <random>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
 #include "ops/recurrent_backward.h"
-
-namespace seqrec {
-const KernelTable& wide_kernels();
-}
+#include "tables.h"
 
 namespace {
 
@@ -24,18 +21,6 @@ using seqrec::KernelTable;
 using seqrec::RecurrentCell;
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
-
-std::vector<const KernelTable*> tables() {
-  std::vector<const KernelTable*> found;
-  for (const std::string& name : seqrec::supported_isas()) {
-    found.push_back(&seqrec::kernels_of(name));
-  }
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-#endif
-    found.push_back(&seqrec::wide_kernels());
-  return found;
-}
 
 std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
@@ -232,7 +217,7 @@ Found<float> computed(Layer& l, const KernelTable& table, const Options& o) {
 
 void check(Layer& l, const Options& o) {
   const Found<double> want = expected(l, o.from_output, o.from_end, o.has_state);
-  for (const KernelTable* table : tables()) {
+  for (const KernelTable* table : all_tables()) {
     const Found<float> got = computed(l, *table, o);
     check_close(got.dx, want.dx, "dx", table->name);
     check_close(got.dw_ih, want.dw_ih, "dw_ih", table->name);
