@@ -222,13 +222,16 @@ def test_extremes(isa: str, cell: str) -> None:
 def test_backward_twice_and_gradients_of_gradients() -> None:
     layer = Layer("gru", [3, 0, 2], 4, 6)
     leaves = {n: t.requires_grad_() for n, t in layer.arguments.items()}
-    output = layer.run(recurrent, leaves)[0]
-    first = torch.autograd.grad(output.sum(), list(leaves.values()), retain_graph=True)
-    again = torch.autograd.grad(output.sum(), list(leaves.values()), create_graph=True)
-    for a, b in zip(first, again, strict=True):
-        assert torch.equal(a, b)
-    with pytest.raises(InputError, match="no gradients of gradients"):
-        again[0].sum().backward()  # type: ignore[no-untyped-call]
+    weights = (leaves[n] for n in WEIGHTS)
+    forward = torch.ops.seqrec_fast.recurrent_forward.default
+    by_dispatcher = forward(leaves["x"], layer.offsets, *weights, leaves["h0"], None, 2, 0, True)[0]
+    for output in (layer.run(recurrent, leaves)[0], by_dispatcher):
+        first = torch.autograd.grad(output.sum(), list(leaves.values()), retain_graph=True)
+        again = torch.autograd.grad(output.sum(), list(leaves.values()), create_graph=True)
+        for a, b in zip(first, again, strict=True):
+            assert torch.equal(a, b)
+        with pytest.raises(InputError, match="no gradients of gradients"):
+            again[0].sum().backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("cell", range(3))
