@@ -83,16 +83,16 @@ def recurrent(
         return recurrent_reference(
             cell, x, offsets, *weights, state=state, cell_activation=cell_activation, plan=plan
         )
-    h0, c0 = (*(state or ()), None, None)[:2]
-    output, h_end, c_end, *_ = _recurrent_native.forward(
-        x,
-        offsets,
-        *weights,
-        h0,
-        c0,
+    codes = (
         _recurrent_native.CELL_NAMES.index(cell),
         _recurrent_native.ACTIVATIONS.index(cell_activation),
-        keep=False,
+    )
+    if _recurrent_native.is_plain(x):
+        rows = offsets.shape[0] - 1
+        return _recurrent_native.infer(x, offsets, rows, weights, state or (), *codes)
+    h0, c0 = (*(state or ()), None, None)[:2]
+    output, h_end, c_end, *_ = _recurrent_native.forward(
+        x, offsets, *weights, h0, c0, *codes, keep=False
     )
     return output, (h_end, c_end) if cell == "lstm" else (h_end,)
 

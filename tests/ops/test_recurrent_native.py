@@ -240,6 +240,26 @@ def test_threads_and_order_of_rows(isa: str, cell: str) -> None:
         torch.testing.assert_close(mine, whole[rows], rtol=1e-5, atol=1e-6)
 
 
+def test_module_paths_agree() -> None:
+    """Padded, jagged and traced calls; no rows, no time; only one thing may differ: the route."""
+    module = nn.LSTM(6, 18, 2)
+    x = torch.randn(5, 3, 6)
+    with torch.no_grad():
+        want, (h, c) = module(x)
+        offsets = torch.arange(4) * 5
+        jagged, (h2, c2) = module(JaggedBatch(x.transpose(0, 1).reshape(15, 6), offsets))
+        traced = torch.compile(module, fullgraph=True, backend="aot_eager")(x)[0]
+        torch.testing.assert_close(jagged.values.view(3, 5, 18).transpose(0, 1), want)
+        torch.testing.assert_close((h2, c2), (h, c))
+        torch.testing.assert_close(traced, want)
+        assert module(torch.zeros(0, 3, 6))[0].shape == (0, 3, 18)
+        assert module(torch.zeros(5, 0, 6))[1][0].shape == (2, 0, 18)
+        with pytest.raises(InputError, match="x: expected 6 inputs, found 4"):
+            module(torch.zeros(5, 3, 4))
+    reference, _ = module(x)  # with a gradient
+    torch.testing.assert_close(reference.detach(), want)
+
+
 def test_registered_operator_and_compiled_layer() -> None:
     for cell, keep in product(range(3), (False, True)):
         given_ = layer(_recurrent_native.CELL_NAMES[cell], [3, 0, 2], 4, 6)
