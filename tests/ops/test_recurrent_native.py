@@ -102,6 +102,7 @@ def test_is_as_exact_as_torch(isa: str, cell: str, activation: str) -> None:
     for inputs, hidden in ((64, 64), (20, 100), (7, 33)):
         check(layer(cell, ragged, inputs, hidden), cell_activation=activation)
     check(layer(cell, [30] * 20, 16, 48, state=False), cell_activation=activation)
+    check(layer(cell, [12] * 9, 64, 300), cell_activation=activation)
     check(layer(cell, [200], 16, 64, bias=False), cell_activation=activation)
 
 
