@@ -44,6 +44,31 @@ def layer_norm_backward(
     p: float,
     /,
 ) -> None: ...
+def hstu_attention(
+    q: tuple[int, int, int],
+    k: tuple[int, int, int],
+    v: tuple[int, int, int],
+    sizes: tuple[int, int, int, int, int, int],
+    tables: tuple[int, int, int, int, int],
+    causal: bool,
+    scale: float,
+    normaliser: float,
+    out: int,
+    threads: int = 0,
+) -> None: ...
+def hstu_attention_backward(
+    d_out: tuple[int, int, int],
+    q: tuple[int, int, int],
+    k: tuple[int, int, int],
+    v: tuple[int, int, int],
+    sizes: tuple[int, int, int, int, int, int],
+    tables: tuple[int, int, int, int, int],
+    causal: bool,
+    scale: float,
+    normaliser: float,
+    outputs: tuple[int, int, int, int, int],
+    threads: int = 0,
+) -> None: ...
 def linear(
     x: int,
     x_stride: int,

@@ -304,10 +304,12 @@ _REFERENCES = (
     "layer_norm",
     "recurrent",
     "attention",
+    "hstu_attention",
     "cross_entropy",
     "topk",
 )
 _NATIVE = (
+    "hstu_attention",
     "linear",
     "recurrent",
     "dropout",

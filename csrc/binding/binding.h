@@ -23,6 +23,7 @@ T* at(std::uintptr_t address) {
 
 void bind_dropout(py::module_& m);
 void bind_layer_norm(py::module_& m);
+void bind_hstu_attention(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_peak(py::module_& m);
 void bind_recurrent(py::module_& m);

@@ -56,6 +56,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("pool_workers", &seqrec::pool_workers);
   seqrec::bind_dropout(m);
   seqrec::bind_layer_norm(m);
+  seqrec::bind_hstu_attention(m);
   seqrec::bind_linear(m);
   seqrec::bind_peak(m);
   seqrec::bind_recurrent(m);

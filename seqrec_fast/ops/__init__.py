@@ -6,6 +6,7 @@ from __future__ import annotations
 from seqrec_fast.ops.attention import attention
 from seqrec_fast.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
 from seqrec_fast.ops.dropout import dropout
+from seqrec_fast.ops.hstu_attention import hstu_attention
 from seqrec_fast.ops.layer_norm import add_layer_norm, layer_norm
 from seqrec_fast.ops.linear import linear
 from seqrec_fast.ops.recurrent import recurrent
@@ -15,6 +16,7 @@ __all__ = [
     "add_layer_norm",
     "attention",
     "dropout",
+    "hstu_attention",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
