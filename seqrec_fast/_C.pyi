@@ -124,6 +124,35 @@ def recurrent_forward(
     hn: int,
     threads: int = 0,
 ) -> None: ...
+def recurrent_backward(
+    cell: int,
+    activation: int,
+    tokens: int,
+    rows: int,
+    inputs: int,
+    hidden: int,
+    x: int,
+    offsets: int,
+    w_ih: int,
+    w_hh: int,
+    h0: int,
+    c0: int,
+    output: int,
+    gates: int,
+    cells: int,
+    hn: int,
+    d_output: int,
+    d_h_end: int,
+    d_c_end: int,
+    dx: int,
+    dw_ih: int,
+    dw_hh: int,
+    db_ih: int,
+    db_hh: int,
+    dh0: int,
+    dc0: int,
+    threads: int = 0,
+) -> None: ...
 def measure_peak(threads: int, bytes: int) -> tuple[float, float]: ...
 
 class Int8Table:

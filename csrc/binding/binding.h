@@ -27,6 +27,7 @@ void bind_hstu_attention(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_peak(py::module_& m);
 void bind_recurrent(py::module_& m);
+void bind_recurrent_backward(py::module_& m);
 void bind_topk(py::module_& m);
 
 }  // namespace seqrec

@@ -13,17 +13,19 @@
 #include "kernels/layer_norm_types.h"
 #include "kernels/linear_types.h"
 #include "kernels/peak_types.h"
+#include "kernels/recurrent_backward_types.h"
 #include "kernels/recurrent_types.h"
 #include "kernels/topk_types.h"
 
 /// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
-#define SEQREC_OPERATIONS(X)              \
-  X(DropoutKernels, dropout)              \
-  X(HstuAttentionKernels, hstu_attention) \
-  X(LayerNormKernels, layer_norm)         \
-  X(LinearKernels, linear)                \
-  X(PeakKernels, peak)                    \
-  X(RecurrentKernels, recurrent)          \
+#define SEQREC_OPERATIONS(X)                      \
+  X(DropoutKernels, dropout)                      \
+  X(HstuAttentionKernels, hstu_attention)         \
+  X(LayerNormKernels, layer_norm)                 \
+  X(LinearKernels, linear)                        \
+  X(PeakKernels, peak)                            \
+  X(RecurrentKernels, recurrent)                  \
+  X(RecurrentBackwardKernels, recurrent_backward) \
   X(TopkKernels, topk)
 
 namespace seqrec {

@@ -28,6 +28,7 @@ THREADED = [
     "linear_threads",
     "layer_norm_threads",
     "recurrent_threads",
+    "recurrent_backward_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
 
