@@ -46,8 +46,9 @@ struct Attention {
 
   /// Scores of keys [begin, end) for the vectors [from, from + NV) of the block.
   template <int NV>
-  static SEQREC_NOINLINE void score_keys(const Scratch& s, std::int64_t width, std::int64_t padded, int from,
-                         std::int64_t begin, std::int64_t end, float* scores) {
+  static SEQREC_NOINLINE void score_keys(const Scratch& s, std::int64_t width, std::int64_t padded,
+                                         int from, std::int64_t begin, std::int64_t end,
+                                         float* scores) {
     for (std::int64_t key = begin; key < end; key += kKeyRows) {
       F acc[kKeyRows][NV] = {};
       attention_tile<W, kKeyRows, NV>(s.keys + key * padded, padded, 1, s.panel + from * W,
@@ -108,7 +109,8 @@ struct Attention {
   /// Adds weights x values to the sums of queries [row, row + kRows), NV vectors of the width.
   template <int NV>
   static SEQREC_NOINLINE void mix(const float* weights, std::int64_t keys, const float* values,
-                                std::int64_t padded, bool fresh, const float* shrink, float* sums) {
+                                  std::int64_t padded, bool fresh, const float* shrink,
+                                  float* sums) {
     F acc[kRows][NV] = {};
     if (!fresh) {
       for (int r = 0; r < kRows; ++r) {
@@ -193,9 +195,11 @@ struct Attention {
     const std::int64_t start = p.offsets[row], length = p.offsets[row + 1] - start;
     const std::int64_t padded = Shape::padded(p.width);
     const Scratch s = carve(scratch, padded, length);
-    pack_rows<W>(p.k.at(start, head), p.k.token, length, p.width, padded, 1.0f, kSpare, s.keys);
-    pack_rows<W>(p.v.at(start, head), p.v.token, length, p.width, padded, 1.0f, kSpare, s.values);
-    const float factor = p.scale * 1.44269504f;
+    pack_rows<W>(p.k.at(start, head), p.k.token, length, p.width, padded, {1.0f, 0.0f}, kSpare,
+                 s.keys);
+    pack_rows<W>(p.v.at(start, head), p.v.token, length, p.width, padded, {1.0f, 0.0f}, kSpare,
+                 s.values);
+    const Factor factor = query_factor(p.scale);
     const std::int64_t whole = p.width / W * W;
     for (QueryBlock block = Shape::first_block(length); block.first < length;
          block = {block.first + block.count, kQueries}) {
@@ -209,7 +213,8 @@ struct Attention {
         const float* from = s.sums + r * padded;
         float* to = out.at(token + r, head);
         statistics.inverse[head * p.tokens + token + r] = inverse[r];
-        for (std::int64_t c = 0; c < whole; c += W) store<W>(to + c, load<W>(from + c) * inverse[r]);
+        for (std::int64_t c = 0; c < whole; c += W)
+          store<W>(to + c, load<W>(from + c) * inverse[r]);
         if (whole < p.width) {
           store_part<W>(to + whole, load<W>(from + whole) * inverse[r], p.width - whole);
         }

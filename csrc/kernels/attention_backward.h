@@ -24,7 +24,7 @@ struct AttentionBackward {
   static constexpr int kQueries = Shape::kQueries;
   static constexpr int kKeyRows = Shape::kKeyRows;
   static constexpr int kRows = Shape::kRows;
-  static constexpr int kGroup = W == 16 ? 16 : 12;         // keys: whole tiles of both kinds
+  static constexpr int kGroup = W == 16 ? 16 : 12;           // keys: whole tiles of both kinds
   static constexpr int kChunk = kGroup * (W == 16 ? 4 : 8);  // keys whose dS is kept
   static_assert(kGroup % kKeyRows == 0 && kGroup % kRows == 0, "a group is whole tiles");
 
@@ -75,8 +75,8 @@ struct AttentionBackward {
   static void score_tile(const Scratch& s, const Block& b, int from, std::int64_t key,
                          float* weights, float* d_scores) {
     F acc[kKeyRows][NV] = {};
-    attention_tile<W, kKeyRows, NV>(s.keys + key * b.padded, b.padded, 1,
-                                    s.query_panel + from * W, kQueries, b.width, acc);
+    attention_tile<W, kKeyRows, NV>(s.keys + key * b.padded, b.padded, 1, s.query_panel + from * W,
+                                    kQueries, b.width, acc);
     for (int r = 0; r < kKeyRows; ++r) {
       for (int v = 0; v < NV; ++v) {
         F score = acc[r][v] - b.reference[from + v];
@@ -189,14 +189,15 @@ struct AttentionBackward {
                                           const AttentionGradients& g, Block& b) {
     const std::int64_t count = b.queries.count, padded = b.padded;
     const std::int64_t whole = b.width / W * W, spare = kQueries - count;
-    pack_rows<W>(p.q.at(token, head), p.q.token, count, b.width, padded, p.scale * 1.44269504f,
+    pack_rows<W>(p.q.at(token, head), p.q.token, count, b.width, padded, query_factor(p.scale),
                  spare, s.queries);
     transpose_rows<W, kVectors>(s.queries, padded, s.query_panel);
     const float* inverse = statistics.inverse + head * p.tokens + token;
     float delta[kQueries] = {};
     for (std::int64_t r = 0; r < count; ++r) {
       float* d_out = s.d_out + r * padded;
-      pack_rows<W>(g.d_out.at(token + r, head), 0, 1, b.width, padded, inverse[r], 0, d_out);
+      pack_rows<W>(g.d_out.at(token + r, head), 0, 1, b.width, padded, {inverse[r], 0.0f}, 0,
+                   d_out);
       const float* out = g.out.at(token + r, head);
       F sum{};
       for (std::int64_t c = 0; c < whole; c += W) sum += load<W>(d_out + c) * load<W>(out + c);
@@ -233,10 +234,12 @@ struct AttentionBackward {
     const std::int64_t start = p.offsets[row], length = p.offsets[row + 1] - start;
     const std::int64_t padded = Shape::padded(p.width);
     const Scratch s = carve(scratch, padded, length);
-    pack_rows<W>(p.k.at(start, head), p.k.token, length, p.width, padded, 1.0f, kGroup, s.keys);
-    pack_rows<W>(p.v.at(start, head), p.v.token, length, p.width, padded, 1.0f, kGroup, s.values);
-    pack_rows<W>(nullptr, 0, 0, p.width, padded, 0.0f, length + kGroup, s.d_keys);
-    pack_rows<W>(nullptr, 0, 0, p.width, padded, 0.0f, length + kGroup, s.d_values);
+    pack_rows<W>(p.k.at(start, head), p.k.token, length, p.width, padded, {1.0f, 0.0f}, kGroup,
+                 s.keys);
+    pack_rows<W>(p.v.at(start, head), p.v.token, length, p.width, padded, {1.0f, 0.0f}, kGroup,
+                 s.values);
+    pack_rows<W>(nullptr, 0, 0, p.width, padded, {}, length + kGroup, s.d_keys);
+    pack_rows<W>(nullptr, 0, 0, p.width, padded, {}, length + kGroup, s.d_values);
     Block b{};
     b.width = p.width;
     b.padded = padded;
@@ -246,8 +249,8 @@ struct AttentionBackward {
       const std::int64_t token = start + b.queries.first;
       begin_block(p, s, token, head, statistics, g, b);
       attend(s, b, length);
-      write_rows(s.d_queries, b.queries.count, p.width, padded, p.scale, g.d_q.at(token, head),
-                 g.d_q.token);
+      write_rows(s.d_queries, b.queries.count, p.width, padded, static_cast<float>(p.scale),
+                 g.d_q.at(token, head), g.d_q.token);
     }
     // the packed queries hold scale log2(e)
     write_rows(s.d_keys, length, p.width, padded, 0.693147181f, g.d_k.at(start, head), g.d_k.token);

@@ -95,11 +95,24 @@ SEQREC_INLINE Floats<W> causal_mask(std::int64_t key, std::int64_t query) {
   return load<W>(kCausalMask<W>.values + W - (key - query));
 }
 
+/// A factor that no float holds, in two: products with it are rounded once.
+struct Factor {
+  float high, low;
+
+  static Factor of(double x) {
+    const float high = static_cast<float>(x);
+    return {high, static_cast<float>(x - high)};
+  }
+};
+
+/// The factor of the queries, so that a score is the exponent of a power of two.
+SEQREC_INLINE Factor query_factor(double scale) { return Factor::of(scale * 1.4426950408889634); }
+
 /// Copies `rows` rows of `width` floats times `factor` to rows of `padded`, a multiple of W, and
 /// clears the rest of them and the `spare` rows after them.
 template <int W>
 SEQREC_NOINLINE void pack_rows(const float* from, std::ptrdiff_t stride, std::int64_t rows,
-                               std::int64_t width, std::int64_t padded, float factor,
+                               std::int64_t width, std::int64_t padded, Factor factor,
                                std::int64_t spare, float* to) {
   const std::int64_t whole = width / W * W;
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -109,9 +122,13 @@ SEQREC_NOINLINE void pack_rows(const float* from, std::ptrdiff_t stride, std::in
     if (r + 8 < rows) {
       for (std::int64_t c = 0; c < width; c += 16) __builtin_prefetch(source + 8 * stride + c);
     }
-    for (std::int64_t c = 0; c < whole; c += W) store<W>(target + c, load<W>(source + c) * factor);
+    for (std::int64_t c = 0; c < whole; c += W) {
+      const Floats<W> x = load<W>(source + c);
+      store<W>(target + c, x * factor.low + x * factor.high);
+    }
     if (whole < padded) {
-      store<W>(target + whole, load_part<W>(source + whole, width - whole) * factor);
+      const Floats<W> x = load_part<W>(source + whole, width - whole);
+      store<W>(target + whole, x * factor.low + x * factor.high);
     }
   }
   for (std::int64_t i = rows * padded; i < (rows + spare) * padded; i += W) {

@@ -22,7 +22,7 @@ struct AttentionProblem {
   HeadsView<const float> q, k, v;
   const std::int64_t* offsets;  // [rows + 1]
   std::int64_t tokens, rows, heads, width;
-  float scale;
+  double scale;
   bool causal;
 };
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from seqrec_fast.nn.attention import CausalSelfAttention
+from seqrec_fast.nn.attention import CausalSelfAttention, SelfAttention
 from seqrec_fast.nn.recurrent import GRU, LSTM, RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "CausalSelfAttention"]
+__all__ = ["GRU", "LSTM", "RNN", "CausalSelfAttention", "SelfAttention"]

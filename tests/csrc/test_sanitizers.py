@@ -27,6 +27,8 @@ THREADED = [
     "linear_threads",
     "layer_norm_threads",
     "recurrent_threads",
+    "attention_threads",
+    "decode_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
 
