@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_View = tuple[int, int, int]
+
 def build_info() -> dict[str, Any]: ...
 def cpu_features() -> list[str]: ...
 def use_isa(name: str) -> None: ...
@@ -176,3 +178,51 @@ def score_topk(
     threads: int = 0,
     table: Int8Table | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+def attention(
+    q: _View,
+    k: _View,
+    v: _View,
+    offsets: int,
+    tokens: int,
+    rows: int,
+    heads: int,
+    width: int,
+    scale: float,
+    causal: bool,
+    out: _View,
+    statistics: int,
+    threads: int = 0,
+) -> None: ...
+def attention_backward(
+    q: _View,
+    k: _View,
+    v: _View,
+    offsets: int,
+    tokens: int,
+    rows: int,
+    heads: int,
+    width: int,
+    scale: float,
+    causal: bool,
+    out: _View,
+    d_out: _View,
+    statistics: int,
+    d_q: _View,
+    d_k: _View,
+    d_v: _View,
+    threads: int = 0,
+) -> None: ...
+def decode_attention(
+    q: _View,
+    keys: _View,
+    values: _View,
+    offsets: int,
+    lengths: int,
+    cached: int,
+    rows: int,
+    heads: int,
+    width: int,
+    scale: float,
+    out: _View,
+    threads: int = 0,
+) -> None: ...

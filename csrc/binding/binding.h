@@ -21,6 +21,7 @@ T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+void bind_attention(py::module_& m);
 void bind_dropout(py::module_& m);
 void bind_layer_norm(py::module_& m);
 void bind_hstu_attention(py::module_& m);

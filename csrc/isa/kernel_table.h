@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/attention_types.h"
+#include "kernels/decode_types.h"
 #include "kernels/dropout_types.h"
 #include "kernels/hstu_attention_types.h"
 #include "kernels/layer_norm_types.h"
@@ -19,6 +21,8 @@
 
 /// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
 #define SEQREC_OPERATIONS(X)                      \
+  X(AttentionKernels, attention)                  \
+  X(DecodeKernels, decode)                        \
   X(DropoutKernels, dropout)                      \
   X(HstuAttentionKernels, hstu_attention)         \
   X(LayerNormKernels, layer_norm)                 \

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from seqrec_fast.nn.attention import CausalSelfAttention
+from seqrec_fast.nn.attention import CausalSelfAttention, SelfAttention
 from seqrec_fast.nn.hstu import HSTULayer
 from seqrec_fast.nn.recurrent import GRU, LSTM, RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "CausalSelfAttention", "HSTULayer"]
+__all__ = ["GRU", "LSTM", "RNN", "CausalSelfAttention", "HSTULayer", "SelfAttention"]

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from seqrec_fast.ops.attention import attention
+from seqrec_fast.ops.attention import attention, packed_attention
 from seqrec_fast.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
+from seqrec_fast.ops.decode_attention import decode_attention
 from seqrec_fast.ops.dropout import dropout
 from seqrec_fast.ops.hstu_attention import hstu_attention
 from seqrec_fast.ops.layer_norm import add_layer_norm, layer_norm
@@ -15,11 +16,13 @@ from seqrec_fast.ops.topk import score_topk
 __all__ = [
     "add_layer_norm",
     "attention",
+    "decode_attention",
     "dropout",
     "hstu_attention",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
+    "packed_attention",
     "recurrent",
     "sampled_cross_entropy",
     "score_topk",

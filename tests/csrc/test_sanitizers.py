@@ -29,6 +29,8 @@ THREADED = [
     "layer_norm_threads",
     "recurrent_threads",
     "recurrent_backward_threads",
+    "attention_threads",
+    "decode_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
 
