@@ -308,6 +308,7 @@ _REFERENCES = (
     "topk",
 )
 _NATIVE = (
+    "cross_entropy",
     "linear",
     "recurrent",
     "dropout",

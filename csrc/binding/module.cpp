@@ -54,6 +54,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_num_threads", &seqrec::set_threads, py::arg("threads"));
   m.def("use_isa", &seqrec::use_isa, py::arg("name"));
   m.def("pool_workers", &seqrec::pool_workers);
+  seqrec::bind_cross_entropy(m);
   seqrec::bind_dropout(m);
   seqrec::bind_layer_norm(m);
   seqrec::bind_linear(m);

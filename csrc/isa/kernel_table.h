@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cross_entropy_types.h"
 #include "kernels/dropout_types.h"
 #include "kernels/layer_norm_types.h"
 #include "kernels/linear_types.h"
@@ -16,12 +17,13 @@
 #include "kernels/topk_types.h"
 
 /// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
-#define SEQREC_OPERATIONS(X)      \
-  X(DropoutKernels, dropout)      \
-  X(LayerNormKernels, layer_norm) \
-  X(LinearKernels, linear)        \
-  X(PeakKernels, peak)            \
-  X(RecurrentKernels, recurrent)  \
+#define SEQREC_OPERATIONS(X)            \
+  X(CrossEntropyKernels, cross_entropy) \
+  X(DropoutKernels, dropout)            \
+  X(LayerNormKernels, layer_norm)       \
+  X(LinearKernels, linear)              \
+  X(PeakKernels, peak)                  \
+  X(RecurrentKernels, recurrent)        \
   X(TopkKernels, topk)
 
 namespace seqrec {
