@@ -12,6 +12,24 @@ def use_isa(name: str) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
 def pool_workers() -> int: ...
+def cross_entropy(
+    hidden: int,
+    weight: int,
+    bias: int,
+    targets: int,
+    token_weights: int,
+    tokens: int,
+    items: int,
+    dim: int,
+    samples: int,
+    num_samples: int,
+    log_q_samples: int,
+    log_q_targets: int,
+    d_hidden: int,
+    d_weight: int,
+    d_bias: int,
+    threads: int = 0,
+) -> float: ...
 def dropout(x: int, out: int, rows: int, columns: int, seed: int, p: float, /) -> None: ...
 def layer_norm(
     x: int,

@@ -316,6 +316,7 @@ _NATIVE = (
     "hstu_attention",
     "attention",
     "decode_attention",
+    "cross_entropy",
     "linear",
     "recurrent",
     "dropout",

@@ -15,6 +15,7 @@ namespace seqrec {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
+void bind_cross_entropy(py::module_& m);
 /// The memory of a tensor whose type and size the Python caller has checked; null for 0.
 template <typename T>
 T* at(std::uintptr_t address) {

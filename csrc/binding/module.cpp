@@ -55,6 +55,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_isa", &seqrec::use_isa, py::arg("name"));
   m.def("pool_workers", &seqrec::pool_workers);
   seqrec::bind_attention(m);
+  seqrec::bind_cross_entropy(m);
   seqrec::bind_dropout(m);
   seqrec::bind_layer_norm(m);
   seqrec::bind_hstu_attention(m);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/attention_types.h"
+#include "kernels/cross_entropy_types.h"
 #include "kernels/decode_types.h"
 #include "kernels/dropout_types.h"
 #include "kernels/hstu_attention_types.h"
@@ -22,6 +23,7 @@
 /// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
 #define SEQREC_OPERATIONS(X)                      \
   X(AttentionKernels, attention)                  \
+  X(CrossEntropyKernels, cross_entropy)           \
   X(DecodeKernels, decode)                        \
   X(DropoutKernels, dropout)                      \
   X(HstuAttentionKernels, hstu_attention)         \
