@@ -302,6 +302,8 @@ _REFERENCES = (
     "linear",
     "dropout",
     "layer_norm",
+    "feed_forward",
+    "embedding",
     "recurrent",
     "attention",
     "cross_entropy",
@@ -312,6 +314,8 @@ _NATIVE = (
     "recurrent",
     "dropout",
     "layer_norm",
+    "feed_forward",
+    "embedding",
     "topk",
 )
 

@@ -55,6 +55,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_isa", &seqrec::use_isa, py::arg("name"));
   m.def("pool_workers", &seqrec::pool_workers);
   seqrec::bind_dropout(m);
+  seqrec::bind_embedding(m);
+  seqrec::bind_feed_forward(m);
   seqrec::bind_layer_norm(m);
   seqrec::bind_linear(m);
   seqrec::bind_peak(m);

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "kernels/dropout_types.h"
+#include "kernels/embedding_types.h"
+#include "kernels/feed_forward_types.h"
 #include "kernels/layer_norm_types.h"
 #include "kernels/linear_types.h"
 #include "kernels/peak_types.h"
@@ -16,12 +18,14 @@
 #include "kernels/topk_types.h"
 
 /// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
-#define SEQREC_OPERATIONS(X)      \
-  X(DropoutKernels, dropout)      \
-  X(LayerNormKernels, layer_norm) \
-  X(LinearKernels, linear)        \
-  X(PeakKernels, peak)            \
-  X(RecurrentKernels, recurrent)  \
+#define SEQREC_OPERATIONS(X)          \
+  X(DropoutKernels, dropout)          \
+  X(EmbeddingKernels, embedding)      \
+  X(FeedForwardKernels, feed_forward) \
+  X(LayerNormKernels, layer_norm)     \
+  X(LinearKernels, linear)            \
+  X(PeakKernels, peak)                \
+  X(RecurrentKernels, recurrent)      \
   X(TopkKernels, topk)
 
 namespace seqrec {

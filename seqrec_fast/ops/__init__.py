@@ -6,6 +6,8 @@ from __future__ import annotations
 from seqrec_fast.ops.attention import attention
 from seqrec_fast.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
 from seqrec_fast.ops.dropout import dropout
+from seqrec_fast.ops.embedding import embedding, sequence_embedding
+from seqrec_fast.ops.feed_forward import feed_forward
 from seqrec_fast.ops.layer_norm import add_layer_norm, layer_norm
 from seqrec_fast.ops.linear import linear
 from seqrec_fast.ops.recurrent import recurrent
@@ -15,10 +17,13 @@ __all__ = [
     "add_layer_norm",
     "attention",
     "dropout",
+    "embedding",
+    "feed_forward",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
     "recurrent",
     "sampled_cross_entropy",
     "score_topk",
+    "sequence_embedding",
 ]

@@ -26,6 +26,8 @@ THREADED = [
     "topk_threads",
     "linear_threads",
     "layer_norm_threads",
+    "feed_forward_threads",
+    "embedding_threads",
     "recurrent_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
