@@ -305,6 +305,8 @@ _REFERENCES = (
     "linear",
     "dropout",
     "layer_norm",
+    "feed_forward",
+    "embedding",
     "recurrent",
     "attention",
     "hstu_attention",
@@ -321,6 +323,8 @@ _NATIVE = (
     "recurrent",
     "dropout",
     "layer_norm",
+    "feed_forward",
+    "embedding",
     "topk",
 )
 

@@ -24,6 +24,8 @@ T* at(std::uintptr_t address) {
 
 void bind_attention(py::module_& m);
 void bind_dropout(py::module_& m);
+void bind_embedding(py::module_& m);
+void bind_feed_forward(py::module_& m);
 void bind_layer_norm(py::module_& m);
 void bind_hstu_attention(py::module_& m);
 void bind_linear(py::module_& m);

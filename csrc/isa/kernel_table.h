@@ -12,6 +12,8 @@
 #include "kernels/cross_entropy_types.h"
 #include "kernels/decode_types.h"
 #include "kernels/dropout_types.h"
+#include "kernels/embedding_types.h"
+#include "kernels/feed_forward_types.h"
 #include "kernels/hstu_attention_types.h"
 #include "kernels/layer_norm_types.h"
 #include "kernels/linear_types.h"
@@ -26,6 +28,8 @@
   X(CrossEntropyKernels, cross_entropy)           \
   X(DecodeKernels, decode)                        \
   X(DropoutKernels, dropout)                      \
+  X(EmbeddingKernels, embedding)                  \
+  X(FeedForwardKernels, feed_forward)             \
   X(HstuAttentionKernels, hstu_attention)         \
   X(LayerNormKernels, layer_norm)                 \
   X(LinearKernels, linear)                        \

@@ -7,6 +7,8 @@ from seqrec_fast.ops.attention import attention, packed_attention
 from seqrec_fast.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
 from seqrec_fast.ops.decode_attention import decode_attention
 from seqrec_fast.ops.dropout import dropout
+from seqrec_fast.ops.embedding import embedding, sequence_embedding
+from seqrec_fast.ops.feed_forward import feed_forward
 from seqrec_fast.ops.hstu_attention import hstu_attention
 from seqrec_fast.ops.layer_norm import add_layer_norm, layer_norm
 from seqrec_fast.ops.linear import linear
@@ -18,6 +20,8 @@ __all__ = [
     "attention",
     "decode_attention",
     "dropout",
+    "embedding",
+    "feed_forward",
     "hstu_attention",
     "layer_norm",
     "linear",
@@ -26,4 +30,5 @@ __all__ = [
     "recurrent",
     "sampled_cross_entropy",
     "score_topk",
+    "sequence_embedding",
 ]

@@ -28,6 +28,8 @@ THREADED = [
     "cross_entropy_threads",
     "linear_threads",
     "layer_norm_threads",
+    "feed_forward_threads",
+    "embedding_threads",
     "recurrent_threads",
     "recurrent_backward_threads",
     "attention_threads",
