@@ -49,9 +49,11 @@ struct Topk : TopkRows<W> {
 
   // ------------------------------------------------------------------------------ begin
 
-  /// Query vectors of the tile that starts at vector `v` of `n` > 1: 2 or 3.
+  /// Query vectors of the tile that starts at vector `v` of `n` > 1: 2, 3 or, on machines with
+  /// 32 registers, 4.
   static SEQREC_INLINE int tile_vectors(std::int64_t v, std::int64_t n) {
     const std::int64_t left = n - v;
+    if (W == 16 && left % 4 == 0) return 4;
     return left == 4 || left == 2 ? 2 : 3;
   }
 
@@ -310,6 +312,8 @@ struct Topk : TopkRows<W> {
       const int wide = tile_vectors(v, vectors);
       if (wide == 3) {
         scan_queries<3, kWideItems>(p, s, v * W, rows, tail);
+      } else if (W == 16 && wide == 4) {
+        scan_queries<W == 16 ? 4 : 3, kWideItems>(p, s, v * W, rows, tail);
       } else {
         scan_queries<2, kPairItems>(p, s, v * W, rows, tail);
       }
