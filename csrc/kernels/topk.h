@@ -280,7 +280,14 @@ struct Topk : TopkRows<W> {
   static SEQREC_NOINLINE void scan_tiles(const TopkProblem& p, TopkState& s, std::int64_t q0,
                                          const Rows& rows, const float* tail) {
     std::int64_t row = 0;
+    // The first pass over a chunk asks for the next one: across the rows of a tile, the order of
+    // memory is hidden from the prefetchers.
+    const float* next = q0 == 0 && rows.ids == nullptr ? rows.data + rows.count * p.dim : nullptr;
     for (; row + IR <= rows.count; row += IR) {
+      if (next) {
+        for (std::int64_t d = 0; d < IR * p.dim; d += 16) __builtin_prefetch(next + d, 0, 2);
+        next += IR * p.dim;
+      }
       scan_tile<QV, IR, kKeep>(p, s, q0, rows, row, rows.data + row * p.dim, IR);
     }
     if (row < rows.count) {
