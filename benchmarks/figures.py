@@ -126,7 +126,7 @@ def _topk() -> list[list[str]]:
     rows = []
     for row in found["rows"]:
         shape = row["shape"]
-        if row["threads"] != 1 or shape["items"] != 100_000:
+        if row["threads"] != 1 or (shape["items"], shape["dim"]) != (100_000, 64):
             continue
         rows.append(
             [
