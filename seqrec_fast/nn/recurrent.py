@@ -13,7 +13,14 @@ from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.ops._recurrent_native import ACTIVATIONS, CELL_NAMES, infer, is_plain
 from seqrec_fast.ops._rows import time_major
-from seqrec_fast.ops.recurrent import CELLS, Cell, CellActivation, recurrent, runs_native
+from seqrec_fast.ops.recurrent import (
+    CELLS,
+    Cell,
+    CellActivation,
+    needs_gradient,
+    recurrent,
+    runs_native,
+)
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
@@ -175,8 +182,15 @@ class Recurrent(torch.nn.Module):
             raise InputError(f"x: expected {self.input_size} inputs, found {values.shape[1]}")
         weights = [self._weights(layer) for layer in range(self.num_layers)]
         flat = [w for one in weights for w in one]
-        native = runs_native(values, *flat, *(given or ()))
-        direct = native and is_plain(values) and all(w is None or _is_native(w) for w in flat)
+        native = runs_native(values)
+        # past the dispatcher of torch where nothing is asked of it
+        direct = (
+            native
+            and is_plain(values)
+            and not needs_gradient(values, *flat, *(given or ()))
+            and all(t is None or _is_native(t) for t in (*flat, *(given or ())))
+            and (offsets is None or offsets.device.type == "cpu")
+        )
         codes = (CELL_NAMES.index(self.cell), ACTIVATIONS.index(self.cell_activation))
         plan = None
         if not direct:

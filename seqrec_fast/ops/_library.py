@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from seqrec_fast.errors import InputError
+
 __all__ = ["NAMESPACE", "register"]
 
 NAMESPACE = "seqrec_fast"
@@ -92,9 +94,38 @@ def _function(
             setup_context(ctx, arguments, output)
         return output
 
-    # the gradients' own kernels have no gradient: a second differentiation is refused, not wrong
-    once = torch.autograd.function.once_differentiable(backward)
+    def once(ctx: Any, *gradients: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *gradients)
+        # a graph of the gradients is made (create_graph=True): kernels have none to offer
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        anchor = torch.zeros((), requires_grad=True)
+        found = found if isinstance(found, tuple) else (found,)
+        return _Once.apply(name, anchor, *found)  # type: ignore[no-untyped-call]
+
     members = {"forward": staticmethod(forward), "backward": staticmethod(once)}
     function: Any = type(name, (torch.autograd.Function,), members)
     apply: Callable[..., Any] = function.apply
     return apply
+
+
+class _Once(torch.autograd.Function):
+    """Gradients as they are; whoever differentiates them is told that it cannot be done.
+
+    ``once_differentiable`` of torch refuses only where a gradient that came in has a gradient
+    itself; that of a plain sum has none, and what depends on the saved tensors would be lost in
+    silence.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, name: str, anchor: torch.Tensor, *gradients: Any) -> tuple[Any, ...]:
+        ctx.name = name
+        return tuple(g.view_as(g) if isinstance(g, torch.Tensor) else g for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise InputError(
+            f"{ctx.name}: the native kernels have no gradients of gradients; compute in float64 or "
+            "set SEQREC_FAST_BACKEND=reference"
+        )

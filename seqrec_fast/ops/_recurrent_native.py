@@ -8,6 +8,7 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops import _recurrent_backward
 from seqrec_fast.ops._library import register
 
 __all__ = ["ACTIVATIONS", "CELL_NAMES", "forward", "infer", "is_plain"]
@@ -104,6 +105,8 @@ _FORWARD = register(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _cpu,
     _fake,
+    backward=_recurrent_backward.backward,
+    setup_context=_recurrent_backward.setup_context,
 )
 
 

@@ -79,7 +79,7 @@ def recurrent(
     """
     _check(cell, x, offsets, weight_ih, weight_hh, bias_ih, bias_hh, state, cell_activation)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    if not runs_native(x, *weights, *(state or ())):
+    if not runs_native(x):
         return recurrent_reference(
             cell, x, offsets, *weights, state=state, cell_activation=cell_activation, plan=plan
         )
@@ -87,24 +87,24 @@ def recurrent(
         _recurrent_native.CELL_NAMES.index(cell),
         _recurrent_native.ACTIVATIONS.index(cell_activation),
     )
-    if _recurrent_native.is_plain(x):
+    keep = needs_gradient(x, *weights, *(state or ()))
+    if not keep and _recurrent_native.is_plain(x):
         rows = offsets.shape[0] - 1
         return _recurrent_native.infer(x, offsets, rows, weights, state or (), *codes)
     h0, c0 = (*(state or ()), None, None)[:2]
     output, h_end, c_end, *_ = _recurrent_native.forward(
-        x, offsets, *weights, h0, c0, *codes, keep=False
+        x, offsets, *weights, h0, c0, *codes, keep=keep
     )
     return output, (h_end, c_end) if cell == "lstm" else (h_end,)
 
 
-def runs_native(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether :func:`recurrent` computes these tensors by its kernels: no gradient is asked for."""
-    if choose_backend("recurrent", x.device, x.dtype) == "reference":
-        return False
-    return not _needs_gradient(x, *others)
+def runs_native(x: Tensor) -> bool:
+    """Whether :func:`recurrent` computes tensors such as this by its kernels."""
+    return choose_backend("recurrent", x.device, x.dtype) == "native"
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for a gradient of one of these."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
