@@ -4,7 +4,8 @@
     python -m benchmarks.figures          # rewrites the tables
     python -m benchmarks.figures --check  # exit code 1 where a table is not what was measured
 
-A table stands between ``<!-- figures: NAME -->`` and ``<!-- end -->``.
+The pictures of the kernels are drawn into ``docs/assets`` as well. A table stands between
+``<!-- figures: NAME -->`` and ``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -14,14 +15,25 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from benchmarks.kernel_figures import kernel_table
+from seqrec_fast.benchmarks import OPERATIONS, plots
 
 __all__ = ["TABLES", "filled", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "quality.md")
+KERNELS = RESULTS / "kernels"
+PICTURES = ROOT / "docs" / "assets"
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "quality.md",
+    ROOT / "docs" / "benchmarks.md",
+    *sorted((ROOT / "docs" / "ops").glob("*.md")),
+)
 
 _NAMES = {
     "beauty-sasrec": "Amazon Beauty, SASRec",
@@ -114,7 +126,7 @@ def _topk() -> list[list[str]]:
     rows = []
     for row in found["rows"]:
         shape = row["shape"]
-        if row["threads"] != 1 or shape["items"] != 100_000:
+        if row["threads"] != 1 or (shape["items"], shape["dim"]) != (100_000, 64):
             continue
         rows.append(
             [
@@ -128,7 +140,18 @@ def _topk() -> list[list[str]]:
     return rows
 
 
-TABLES: dict[str, Callable[[], str]] = {"quality": _quality, "start": _start}
+def _roofs() -> str:
+    """The pictures of all operations under their roof."""
+    found = sorted(PICTURES.glob("roofline-*.svg"))
+    return "".join(f"![{path.stem}](assets/{path.name})\n" for path in found) or "None yet.\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quality": _quality,
+    "start": _start,
+    "roofline": _roofs,
+    **{name: partial(kernel_table, name, KERNELS, "../assets") for name in OPERATIONS},
+}
 
 
 def filled(text: str) -> str:
@@ -142,6 +165,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = 0
+    if not check:
+        plots.draw(KERNELS, PICTURES)
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         fresh = filled(text)

@@ -4,13 +4,100 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_View = tuple[int, int, int]
+
 def build_info() -> dict[str, Any]: ...
 def cpu_features() -> list[str]: ...
 def use_isa(name: str) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
 def pool_workers() -> int: ...
+def cross_entropy(
+    hidden: int,
+    weight: int,
+    bias: int,
+    targets: int,
+    token_weights: int,
+    tokens: int,
+    items: int,
+    dim: int,
+    samples: int,
+    num_samples: int,
+    log_q_samples: int,
+    log_q_targets: int,
+    d_hidden: int,
+    d_weight: int,
+    d_bias: int,
+    threads: int = 0,
+) -> float: ...
 def dropout(x: int, out: int, rows: int, columns: int, seed: int, p: float, /) -> None: ...
+def embed(
+    weight: int,
+    ids: int,
+    position_weight: int,
+    offsets: int,
+    out: int,
+    tokens: int,
+    items: int,
+    rows: int,
+    positions: int,
+    dim: int,
+    seed: int,
+    p: float,
+    /,
+) -> None: ...
+def embed_backward(
+    gradient: int,
+    ids: int,
+    offsets: int,
+    d_weight: int,
+    d_positions: int,
+    tokens: int,
+    items: int,
+    rows: int,
+    positions: int,
+    dim: int,
+    seed: int,
+    p: float,
+    /,
+) -> None: ...
+def feed_forward(
+    x: int,
+    up_weight: int,
+    up_bias: int,
+    down_weight: int,
+    down_bias: int,
+    z: int,
+    y: int,
+    rows: int,
+    inputs: int,
+    inner: int,
+    outputs: int,
+    activation: int,
+    seed: int,
+    p: float,
+    /,
+) -> None: ...
+def feed_forward_backward(
+    x: int,
+    up_weight: int,
+    down_weight: int,
+    z: int,
+    dy: int,
+    dx: int,
+    d_up_weight: int,
+    d_up_bias: int,
+    d_down_weight: int,
+    d_down_bias: int,
+    rows: int,
+    inputs: int,
+    inner: int,
+    outputs: int,
+    activation: int,
+    seed: int,
+    p: float,
+    /,
+) -> None: ...
 def layer_norm(
     x: int,
     residual: int,
@@ -43,6 +130,31 @@ def layer_norm_backward(
     seed: int,
     p: float,
     /,
+) -> None: ...
+def hstu_attention(
+    q: tuple[int, int, int],
+    k: tuple[int, int, int],
+    v: tuple[int, int, int],
+    sizes: tuple[int, int, int, int, int, int],
+    tables: tuple[int, int, int, int, int],
+    causal: bool,
+    scale: float,
+    normaliser: float,
+    out: int,
+    threads: int = 0,
+) -> None: ...
+def hstu_attention_backward(
+    d_out: tuple[int, int, int],
+    q: tuple[int, int, int],
+    k: tuple[int, int, int],
+    v: tuple[int, int, int],
+    sizes: tuple[int, int, int, int, int, int],
+    tables: tuple[int, int, int, int, int],
+    causal: bool,
+    scale: float,
+    normaliser: float,
+    outputs: tuple[int, int, int, int, int],
+    threads: int = 0,
 ) -> None: ...
 def linear(
     x: int,
@@ -151,3 +263,51 @@ def score_topk(
     threads: int = 0,
     table: Int8Table | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+def attention(
+    q: _View,
+    k: _View,
+    v: _View,
+    offsets: int,
+    tokens: int,
+    rows: int,
+    heads: int,
+    width: int,
+    scale: float,
+    causal: bool,
+    out: _View,
+    statistics: int,
+    threads: int = 0,
+) -> None: ...
+def attention_backward(
+    q: _View,
+    k: _View,
+    v: _View,
+    offsets: int,
+    tokens: int,
+    rows: int,
+    heads: int,
+    width: int,
+    scale: float,
+    causal: bool,
+    out: _View,
+    d_out: _View,
+    statistics: int,
+    d_q: _View,
+    d_k: _View,
+    d_v: _View,
+    threads: int = 0,
+) -> None: ...
+def decode_attention(
+    q: _View,
+    keys: _View,
+    values: _View,
+    offsets: int,
+    lengths: int,
+    cached: int,
+    rows: int,
+    heads: int,
+    width: int,
+    scale: float,
+    out: _View,
+    threads: int = 0,
+) -> None: ...

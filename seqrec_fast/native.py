@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import _C
+from seqrec_fast._native_attention import attention, decode_attention
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -27,8 +28,10 @@ __all__ = [
     "PackedLinear",
     "Peak",
     "QuantizedItems",
+    "attention",
     "build_info",
     "cpu_features",
+    "decode_attention",
     "get_num_threads",
     "measure_peak",
     "operations",
@@ -302,16 +305,26 @@ _REFERENCES = (
     "linear",
     "dropout",
     "layer_norm",
+    "feed_forward",
+    "embedding",
     "recurrent",
     "attention",
+    "hstu_attention",
+    "decode_attention",
     "cross_entropy",
     "topk",
 )
 _NATIVE = (
+    "hstu_attention",
+    "attention",
+    "decode_attention",
+    "cross_entropy",
     "linear",
     "recurrent",
     "dropout",
     "layer_norm",
+    "feed_forward",
+    "embedding",
     "topk",
 )
 

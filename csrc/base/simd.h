@@ -80,6 +80,16 @@ SEQREC_INLINE Ints<W> broadcast(std::int32_t x) {
   return Ints<W>{} + x;
 }
 
+/// Makes the compiler keep a loaded vector in a register, where it would read it again at each use.
+template <int W>
+SEQREC_INLINE void keep_in_register([[maybe_unused]] Floats<W>& v) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  if constexpr (W <= kNativeLanes) asm("" : "+x"(v));
+#endif
+}
+
 // ------------------------------------------------------------------------------- comparisons
 
 /// The outcome of a comparison, in the form that the machine likes best.

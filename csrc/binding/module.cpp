@@ -54,8 +54,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_num_threads", &seqrec::set_threads, py::arg("threads"));
   m.def("use_isa", &seqrec::use_isa, py::arg("name"));
   m.def("pool_workers", &seqrec::pool_workers);
+  seqrec::bind_attention(m);
+  seqrec::bind_cross_entropy(m);
   seqrec::bind_dropout(m);
+  seqrec::bind_embedding(m);
+  seqrec::bind_feed_forward(m);
   seqrec::bind_layer_norm(m);
+  seqrec::bind_hstu_attention(m);
   seqrec::bind_linear(m);
   seqrec::bind_peak(m);
   seqrec::bind_recurrent(m);

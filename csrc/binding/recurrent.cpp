@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "binding/binding.h"
@@ -18,6 +19,7 @@ T* at(Address address) {
 }
 
 /// Addresses of tensors whose shapes and dtypes the caller has checked; 0 where there is none.
+/// Without offsets all rows have the same number of tokens.
 void bound_recurrent_forward(int cell, int activation, std::int64_t tokens, std::int64_t rows,
                              std::int64_t inputs, std::int64_t hidden, Address x, Address offsets,
                              Address w_ih, Address w_hh, Address b_ih, Address b_hh, Address h0,
@@ -46,6 +48,12 @@ void bound_recurrent_forward(int cell, int activation, std::int64_t tokens, std:
   p.hn = at(hn);
   const KernelTable& table = kernels();
   const py::gil_scoped_release release;
+  std::vector<std::int64_t> equal;
+  if (offsets == 0) {
+    const std::int64_t length = rows == 0 ? 0 : tokens / rows;
+    for (std::int64_t row = 0; row <= rows; ++row) equal.push_back(row * length);
+    p.offsets = equal.data();
+  }
   // offsets are values and not shapes: only here can they be looked at without breaking a graph
   if (p.offsets[0] != 0 || p.offsets[rows] != tokens) {
     throw std::invalid_argument("offsets: must run from 0 to the " + std::to_string(tokens) +

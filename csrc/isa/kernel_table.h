@@ -8,7 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "kernels/attention_types.h"
+#include "kernels/cross_entropy_types.h"
+#include "kernels/decode_types.h"
 #include "kernels/dropout_types.h"
+#include "kernels/embedding_types.h"
+#include "kernels/feed_forward_types.h"
+#include "kernels/hstu_attention_types.h"
 #include "kernels/layer_norm_types.h"
 #include "kernels/linear_types.h"
 #include "kernels/peak_types.h"
@@ -18,7 +24,13 @@
 
 /// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
 #define SEQREC_OPERATIONS(X)                      \
+  X(AttentionKernels, attention)                  \
+  X(CrossEntropyKernels, cross_entropy)           \
+  X(DecodeKernels, decode)                        \
   X(DropoutKernels, dropout)                      \
+  X(EmbeddingKernels, embedding)                  \
+  X(FeedForwardKernels, feed_forward)             \
+  X(HstuAttentionKernels, hstu_attention)         \
   X(LayerNormKernels, layer_norm)                 \
   X(LinearKernels, linear)                        \
   X(PeakKernels, peak)                            \

@@ -153,12 +153,14 @@ struct Linear {
                           std::int64_t columns, float* sums) {
     for (std::int64_t j = 0; j < columns; j += W) {
       const std::int64_t part = columns - j < W ? columns - j : W;
-      // four sums, so that one addition need not wait for the one before
+      // four sums, so that one addition need not wait for the one before; in a part of a vector
+      // too, as the columns that share one depend on the number of threads
       F total[4] = {};
       std::int64_t r = 0;
-      if (part == W) {
-        for (; r + 4 <= rows; r += 4) {
-          for (int s = 0; s < 4; ++s) total[s] += load<W>(a + (r + s) * stride + j);
+      for (; r + 4 <= rows; r += 4) {
+        for (int s = 0; s < 4; ++s) {
+          const float* from = a + (r + s) * stride + j;
+          total[s] += part == W ? load<W>(from) : load_part<W>(from, part);
         }
       }
       for (; r < rows; ++r) total[0] += load_part<W>(a + r * stride + j, part);

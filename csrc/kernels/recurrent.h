@@ -51,8 +51,11 @@ class RecurrentRun {
  public:
   static constexpr int kRows = kTileRows<NV>;
   /// At most this many rows make a step that waits for weights more than it multiplies.
-  static constexpr std::int64_t kFewRows = kRows / 2;
-  static constexpr std::int64_t kProjectedTokens = 32;
+  static constexpr std::int64_t kFewRows = kNativeLanes == 16 ? 3 : 2;
+  static constexpr std::int64_t kProjectedTokens = 24;
+  /// Tiles whose gates are computed together, so that the latency of one row hides that of others.
+  static constexpr std::int64_t kGroupTiles = 4;
+  static_assert(kGroupTiles * kRows <= GateRows::kMaxRows, "a group is one call of the gates");
 
   using Weights = RecurrentWeights<W>;
 
@@ -60,9 +63,14 @@ class RecurrentRun {
     return Weights::panels(p) * Weights::units(p.cell);
   }
 
+  static std::int64_t sums_size(const RecurrentProblem& p) {
+    const std::int64_t tiles = Weights::panels(p) > kGroupTiles ? Weights::panels(p) : kGroupTiles;
+    return tiles * kRows * 4 * W;
+  }
+
   static std::int64_t scratch_size(const RecurrentProblem& p, std::int64_t count) {
     const bool own_cells = p.cell == RecurrentCell::kLstm && p.cells == nullptr;
-    return state_width(p) * (1 + (own_cells ? count : 0)) + kRows * 4 * W +
+    return state_width(p) * (1 + (own_cells ? count : 0)) + sums_size(p) +
            Weights::panels(p) * kProjectedTokens * NV * W;
   }
 
@@ -74,7 +82,7 @@ class RecurrentRun {
     state_width_ = state_width(p_);
     zeros_ = share.scratch;
     sums_ = zeros_ + state_width_;
-    projected_ = sums_ + kRows * 4 * W;
+    projected_ = sums_ + sums_size(p_);
     cells_ = projected_ + panels_ * kProjectedTokens * NV * W;
     for (std::int64_t i = 0; i < state_width_; ++i) share.scratch[i] = 0.0f;
     const bool keep = p_.gates != nullptr;
@@ -111,16 +119,17 @@ class RecurrentRun {
   /// The input part of the sums of steps t to `until` of the first `active` rows. Step t + s of
   /// row i is at place i * (until - t) + s.
   void project(std::int64_t active, std::int64_t t, std::int64_t until) {
-    TileInput<W> in{};
-    in.x_depth = p_.inputs;
+    TileInput in{};
+    in.x = {x_rows_, nullptr, p_.inputs};
+    in.step = 1;
     for (std::int64_t panel = 0; panel < panels_; ++panel) {
-      in.wx = weights_of(&Weights::inputs, panel);
+      in.x.weights = weights_of(&Weights::inputs, panel);
       in.start = weights_of(&Weights::biases, panel);
       for (std::int64_t i = 0; i < active; ++i) {
         const std::int64_t end = until < length(i) ? until : length(i);
         for (std::int64_t s = t; s < end;) {
           const int rows = static_cast<int>(end - s < kRows ? end - s : kRows);
-          for (int r = 0; r < rows; ++r) in.x[r] = p_.x + (first_token(i) + s + r) * p_.inputs;
+          for (int r = 0; r < rows; ++r) x_rows_[r] = p_.x + (first_token(i) + s + r) * p_.inputs;
           any_tile<W, NV, true>(rows, in, projection(panel, i * (until - t) + s - t));
           s += rows;
         }
@@ -130,60 +139,97 @@ class RecurrentRun {
   }
 
   void step(std::int64_t active, std::int64_t t, bool projected) {
-    // Every other step goes through the panels backwards: the weights fetched last are still near.
+    TileInput in;
+    in.x.rows = x_rows_;
+    in.h.rows = h_rows_;
+    in.x.depth = projected ? 0 : p_.inputs;
+    in.h.depth = t == 0 && p_.h0 == nullptr ? 0 : p_.hidden;
+    in.start_step = projected ? places_per_row_ * NV * W : 0;
+    if (active <= kRows) {
+      // All sums first: the fetching of weights does not wait for gates.
+      in.step = t % 2 == 0 ? 1 : -1;
+      set_rows(0, static_cast<int>(active), t);
+      for (std::int64_t j = 0; j < panels_; ++j) {
+        const std::int64_t panel = in.step > 0 ? j : panels_ - 1 - j;
+        set_panel(panel, 0, t, projected, in);
+        any_tile<W, NV, false>(rows_.rows, in, sums_ + panel * active * 4 * W);
+      }
+      for (std::int64_t panel = 0; panel < panels_; ++panel) {
+        gates(panel, sums_ + panel * active * 4 * W);
+      }
+      return;
+    }
+    // Tiles of nearly the same size: one of a single row costs as much as one of two or three.
     const std::int64_t tiles = (active + kRows - 1) / kRows;
+    const std::int64_t size = active / tiles, larger = active % tiles;
+    in.step = 1;
     for (std::int64_t j = 0; j < panels_; ++j) {
       const std::int64_t panel = t % 2 == 0 ? j : panels_ - 1 - j;
-      TileInput<W> in;
-      in.x_depth = projected ? 0 : p_.inputs;
-      in.h_depth = t == 0 && p_.h0 == nullptr ? 0 : p_.hidden;
-      in.wx = weights_of(&Weights::inputs, panel);
-      in.wh = weights_of(&Weights::recurrent, panel);
-      const float* bias = weights_of(&Weights::biases, panel);
-      in.bias_hn = bias + 3 * W;
-      in.start_step = projected ? places_per_row_ * NV * W : 0;
-      // Tiles of nearly the same size: one of a single row costs as much as one of two or three.
-      for (std::int64_t tile = 0; tile < tiles; ++tile) {
-        const std::int64_t begin = active * tile / tiles, end = active * (tile + 1) / tiles;
-        in.start =
-            projected ? projection(panel, begin * places_per_row_ + t - projected_from_) : bias;
-        step_tile(panel, begin, static_cast<int>(end - begin), t, in);
+      std::int64_t begin = 0;
+      for (std::int64_t tile = 0; tile < tiles; tile += kGroupTiles) {
+        const std::int64_t group = tiles - tile < kGroupTiles ? tiles - tile : kGroupTiles;
+        const std::int64_t larger_here = larger > tile ? larger - tile : 0;
+        const std::int64_t count = group * size + (larger_here < group ? larger_here : group);
+        set_rows(begin, static_cast<int>(count), t);
+        std::int64_t done = 0;
+        for (std::int64_t i = 0; i < group; ++i) {
+          const std::int64_t rows = size + (tile + i < larger ? 1 : 0);
+          in.x.rows = x_rows_ + done;
+          in.h.rows = h_rows_ + done;
+          set_panel(panel, begin + done, t, projected, in);
+          any_tile<W, NV, false>(static_cast<int>(rows), in, sums_ + done * 4 * W);
+          in.step = -in.step;
+          done += rows;
+        }
+        gates(panel, sums_);
+        begin += count;
       }
     }
   }
 
-  void step_tile(std::int64_t panel, std::int64_t begin, int rows, std::int64_t t,
-                 TileInput<W>& in) {
-    const std::int64_t unit = panel * units_;
+  void set_panel(std::int64_t panel, std::int64_t row, std::int64_t t, bool projected,
+                 TileInput& in) const {
+    in.x.weights = weights_of(&Weights::inputs, panel);
+    in.h.weights = weights_of(&Weights::recurrent, panel);
+    const float* bias = weights_of(&Weights::biases, panel);
+    in.bias_hn = bias + 3 * W;
+    in.start = projected ? projection(panel, row * places_per_row_ + t - projected_from_) : bias;
+  }
+
+  /// Where the rows begin, begin + 1, … of the share read and write at step t.
+  void set_rows(std::int64_t begin, int rows, std::int64_t t) {
     const std::int64_t hidden = p_.hidden;
-    GateRows at;
-    at.sums = sums_;
-    at.rows = rows;
-    at.hidden = hidden;
-    at.width = hidden - unit < units_ ? hidden - unit : units_;
+    rows_.rows = rows;
+    rows_.hidden = hidden;
     for (int r = 0; r < rows; ++r) {
       const std::int64_t i = begin + r, row = share_.order[i];
       const std::int64_t token = p_.offsets[row] + t;
-      in.x[r] = p_.x + token * p_.inputs;
-      in.h[r] = t > 0              ? p_.output + (token - 1) * hidden
-                : p_.h0 != nullptr ? p_.h0 + row * hidden
-                                   : zeros_;
-      at.h_prev[r] = in.h[r] + unit;
-      at.output[r] = p_.output + token * hidden + unit;
+      x_rows_[r] = p_.x + token * p_.inputs;
+      h_rows_[r] = t > 0              ? p_.output + (token - 1) * hidden
+                   : p_.h0 != nullptr ? p_.h0 + row * hidden
+                                      : zeros_;
+      rows_.h_prev[r] = h_rows_[r];
+      rows_.output[r] = p_.output + token * hidden;
       if (lstm_) {
         float* own = p_.cells != nullptr ? p_.cells + token * hidden : cells_ + i * state_width_;
-        at.c_next[r] = own + unit;
-        at.c_prev[r] = (t > 0              ? (p_.cells != nullptr ? own - hidden : own)
-                        : p_.c0 != nullptr ? p_.c0 + row * hidden
-                                           : zeros_) +
-                       unit;
+        rows_.c_next[r] = own;
+        rows_.c_prev[r] = t > 0              ? (p_.cells != nullptr ? own - hidden : own)
+                          : p_.c0 != nullptr ? p_.c0 + row * hidden
+                                             : zeros_;
       }
-      if (p_.gates != nullptr)
-        at.gates[r] = p_.gates + token * recurrent_gates(p_.cell) * hidden + unit;
-      if (p_.hn != nullptr) at.hn[r] = p_.hn + token * hidden + unit;
+      if (p_.gates != nullptr) {
+        rows_.gates[r] = p_.gates + token * recurrent_gates(p_.cell) * hidden;
+      }
+      if (p_.hn != nullptr) rows_.hn[r] = p_.hn + token * hidden;
     }
-    any_tile<W, NV, false>(rows, in, sums_);
-    (at.width == units_ ? gates_.whole : gates_.part)(at);
+  }
+
+  void gates(std::int64_t panel, const float* sums) {
+    rows_.sums = sums;
+    rows_.unit = panel * units_;
+    const std::int64_t left = p_.hidden - rows_.unit;
+    rows_.width = left < units_ ? left : units_;
+    (rows_.width == units_ ? gates_.whole : gates_.part)(rows_);
   }
 
   void finish() {
@@ -207,11 +253,14 @@ class RecurrentRun {
   const RecurrentProblem& p_;
   const RecurrentShare& share_;
   GateFunctions gates_;
+  GateRows rows_;
+  const float* x_rows_[GateRows::kMaxRows];
+  const float* h_rows_[GateRows::kMaxRows];
   bool lstm_;
   std::int64_t panels_, units_, state_width_;
   std::int64_t projected_from_ = 0, places_per_row_ = 0;
   float* zeros_;      // [state_width]
-  float* sums_;       // [kRows][4][W]
+  float* sums_;       // of a group of tiles, or of all panels of a single tile
   float* projected_;  // [panels][kProjectedTokens][NV][W]
   float* cells_;      // [count][state_width], where the caller does not keep them
 };

@@ -69,11 +69,9 @@ SEQREC_INLINE Fraction<W> activation(Floats<W> t) {
 template <CellActivation A>
 inline constexpr float kActivationScale = A == CellActivation::kTanh ? kTanhScale : kSigmoidScale;
 
-/// Up to kMaxRows rows of one panel: where their state is read and written. Pointers are to the
-/// first unit of the panel.
+/// Rows whose sums of one panel are complete: where their state is read and written.
 struct GateRows {
-  static constexpr int kMaxRows = 8;
-  const float* sums;              // [rows][4][W]
+  static constexpr int kMaxRows = 32;
   const float* h_prev[kMaxRows];  // gru
   const float* c_prev[kMaxRows];  // lstm
   float* c_next[kMaxRows];        // lstm
@@ -82,6 +80,8 @@ struct GateRows {
   float* hn[kMaxRows];     // gru, where it is kept
   int rows;
   std::int64_t hidden;
+  const float* sums;   // [rows][4][W]
+  std::int64_t unit;   // the first of the panel; all pointers above are to unit 0
   std::int64_t width;  // units of the panel that exist
 };
 
@@ -114,24 +114,25 @@ SEQREC_NOINLINE void lstm_gates(const GateRows& at) {
     const Floats<W> f = sigmoid_bottom<W>(load<W>(sums + W));
     const Fraction<W> g = activation<W, A>(load<W>(sums + 2 * W));
     const Floats<W> o = sigmoid_bottom<W>(load<W>(sums + 3 * W));
-    const Floats<W> c_prev = U::get(at.c_prev[r], width);
+    const Floats<W> c_prev = U::get(at.c_prev[r] + at.unit, width);
     if constexpr (Keep) {
       const Floats<W> input = 1.0f / i, forget = 1.0f / f, candidate = g.top / g.bottom;
       const Floats<W> output = 1.0f / o;
       const Floats<W> c = forget * c_prev + input * candidate;
       const Fraction<W> shown = activation<W, A>(c * kActivationScale<A>);
-      U::put(at.c_next[r], c, width);
-      U::put(at.output[r], output * (shown.top / shown.bottom), width);
-      U::put(at.gates[r], input, width);
-      U::put(at.gates[r] + at.hidden, forget, width);
-      U::put(at.gates[r] + 2 * at.hidden, candidate, width);
-      U::put(at.gates[r] + 3 * at.hidden, output, width);
+      U::put(at.c_next[r] + at.unit, c, width);
+      U::put(at.output[r] + at.unit, output * (shown.top / shown.bottom), width);
+      float* gates = at.gates[r] + at.unit;
+      U::put(gates, input, width);
+      U::put(gates + at.hidden, forget, width);
+      U::put(gates + 2 * at.hidden, candidate, width);
+      U::put(gates + 3 * at.hidden, output, width);
     } else {
       const Floats<W> ig = i * g.bottom;
       const Floats<W> c = (c_prev * ig + g.top * f) / (ig * f);
       const Fraction<W> shown = activation<W, A>(c * kActivationScale<A>);
-      U::put(at.c_next[r], c, width);
-      U::put(at.output[r], shown.top / (o * shown.bottom), width);
+      U::put(at.c_next[r] + at.unit, c, width);
+      U::put(at.output[r] + at.unit, shown.top / (o * shown.bottom), width);
     }
   }
 }
@@ -146,20 +147,22 @@ SEQREC_NOINLINE void gru_gates(const GateRows& at) {
     const Floats<W> reset = 1.0f / sigmoid_bottom<W>(load<W>(sums));
     const Floats<W> hn = load<W>(sums + 3 * W);
     const Fraction<W> n = activation<W, A>(reset * hn + load<W>(sums + 2 * W));
-    const Floats<W> h_prev = U::get(at.h_prev[r], width);
+    const Floats<W> h_prev = U::get(at.h_prev[r] + at.unit, width);
     if constexpr (Keep) {
       const Floats<W> update = 1.0f / sigmoid_bottom<W>(load<W>(sums + W));
       const Floats<W> candidate = n.top / n.bottom;
-      U::put(at.output[r], update * (h_prev - candidate) + candidate, width);
-      U::put(at.gates[r], reset, width);
-      U::put(at.gates[r] + at.hidden, update, width);
-      U::put(at.gates[r] + 2 * at.hidden, candidate, width);
-      U::put(at.hn[r], hn * (1.0f / kActivationScale<A>), width);
+      U::put(at.output[r] + at.unit, update * (h_prev - candidate) + candidate, width);
+      float* gates = at.gates[r] + at.unit;
+      U::put(gates, reset, width);
+      U::put(gates + at.hidden, update, width);
+      U::put(gates + 2 * at.hidden, candidate, width);
+      U::put(at.hn[r] + at.unit, hn * (1.0f / kActivationScale<A>), width);
     } else {
       // with Z = 2^t of the update gate: z = 1 / (1 + Z), h' = (Z n + h) / (1 + Z)
       const PowerOfTwo<W> e = power_of_two<W>(load<W>(sums + W));
       const Floats<W> z = e.fraction * e.power + e.power;
-      U::put(at.output[r], (h_prev * n.bottom + z * n.top) / ((z + 1.0f) * n.bottom), width);
+      U::put(at.output[r] + at.unit, (h_prev * n.bottom + z * n.top) / ((z + 1.0f) * n.bottom),
+             width);
     }
   }
 }
@@ -172,7 +175,7 @@ SEQREC_NOINLINE void rnn_gates(const GateRows& at) {
       const std::int64_t left = at.width - v * W;
       if (!Whole && left <= 0) break;
       const Fraction<W> h = activation<W, A>(load<W>(at.sums + (r * 4 + v) * W));
-      Units<W, Whole>::put(at.output[r] + v * W, h.top / h.bottom, left < W ? left : W);
+      Units<W, Whole>::put(at.output[r] + at.unit + v * W, h.top / h.bottom, left < W ? left : W);
     }
   }
 }

@@ -77,7 +77,7 @@ struct TopkState {
 inline constexpr std::int64_t kTopkFirst = 480;  // items whose scores are all kept at first
 inline constexpr std::int64_t kTopkPad = 16;     // the widest vector, in floats
 inline constexpr std::int64_t kTopkRowPad = 32;  // the most items in one register tile
-inline constexpr std::int64_t kTopkQueryPad = 48;
+inline constexpr std::int64_t kTopkQueryPad = 64;
 
 /// The functions of the operation, compiled for one instruction set.
 struct TopkKernels {

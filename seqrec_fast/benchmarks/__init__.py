@@ -17,7 +17,10 @@ from seqrec_fast.errors import InputError
 __all__ = ["OPERATIONS", "cases"]
 
 #: operations that are measured; each is a module of ``seqrec_fast.benchmarks.operations``
-OPERATIONS = ("gemm", "recurrent", "attention", "cross_entropy")
+OPERATIONS = (
+    *("linear", "recurrent", "attention", "hstu_attention", "cross_entropy"),
+    *("layer_norm", "feed_forward", "embedding"),
+)
 
 
 def cases(operation: str) -> list[Case]:

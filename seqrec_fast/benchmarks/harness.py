@@ -263,8 +263,8 @@ def summarise(
     rivals = {name: t for name, t in medians.items() if name != OURS}
     padded = {c.name: medians[c.name] for c in prepared.contenders if c.padded}
     gflops = case.flops / mine / 1e9
-    # the roof: what the arithmetic or the memory allows, whichever is less
-    roof = min(peak.gflops, peak.gigabytes * case.flops / max(case.bytes, 1.0))
+    # under the roof: the time that arithmetic or memory needs at least, whichever is more
+    least = max(case.flops / peak.gflops, case.bytes / peak.gigabytes) / 1e9
     bar = case.bar
     best = _best("", rivals, mine)
     return {
@@ -283,7 +283,7 @@ def summarise(
         "gflops": gflops,
         "gigabytes": case.bytes / mine / 1e9,
         "share_of_peak": gflops / peak.gflops,
-        "share_of_roof": gflops / roof if roof else None,
+        "share_of_roof": least / mine,
         "bar": {
             "ratio": bar.ratio_on(threads),
             "against": bar.against,

@@ -100,6 +100,7 @@ def roofline(found: dict[str, list[Row]], title: str) -> Any:
     (Williams et al. 2009). What fits into a cache may lie above the slope.
     """
     plt = _pyplot()
+    found = {name: [row for row in rows if row["flops"]] for name, rows in found.items()}
     rows = [row for each in found.values() for row in each]
     peak = max(row["peak_gflops"] for row in rows)
     bandwidth = max(row["peak_gigabytes"] for row in rows)

@@ -13,17 +13,17 @@ __all__ = [
     "CROSS_ENTROPY",
     "EMBEDDING",
     "FEED_FORWARD",
-    "GEMM",
     "HSTU_ATTENTION",
     "LAYER_NORM",
+    "LINEAR",
     "RECURRENT",
     "AttentionShape",
     "CrossEntropyShape",
     "EmbeddingShape",
     "FeedForwardShape",
-    "GemmShape",
     "LayerNormShape",
     "Lengths",
+    "LinearShape",
     "RecurrentShape",
     "row_lengths",
 ]
@@ -64,7 +64,7 @@ def row_lengths(lengths: Lengths, rows: int, longest: int, seed: int = 0) -> lis
 _LONGEST = {"beauty": 50, "ml1m": 200}
 
 
-class GemmShape(NamedTuple):
+class LinearShape(NamedTuple):
     """``x [rows, inner] @ w [columns, inner]^T``, the weights prepared beforehand."""
 
     rows: int
@@ -154,7 +154,7 @@ class EmbeddingShape(NamedTuple):
         return f"{self.tokens} of {self.items} x {self.dim}"
 
 
-GEMM = (GemmShape(512, 512, 512), GemmShape(16, 256, 1024), GemmShape(1, 256, 1024))
+LINEAR = (LinearShape(512, 512, 512), LinearShape(16, 256, 1024), LinearShape(1, 256, 1024))
 
 _CELLS: tuple[Literal["rnn", "lstm", "gru"], ...] = ("lstm", "gru", "rnn")
 _WIDTHS = (64, 128, 256)

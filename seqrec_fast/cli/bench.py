@@ -19,7 +19,7 @@ error against float64 is too great is red, and its time does not count. Rivals t
 installed are left out: pip install 'seqrec-fast[bench]'. Close other programs first.
 
 examples:
-  seqrec-fast bench kernels --operation gemm --threads 1
+  seqrec-fast bench kernels --operation linear --threads 1
   seqrec-fast bench kernels --operation recurrent --match "lstm 256" --budget 10
   seqrec-fast bench kernels --threads 1 2 --out results --plot
   seqrec-fast bench kernels --list

@@ -11,25 +11,12 @@ from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.models.base import _INITIAL_STD, SequenceModel
 from seqrec_fast.models.options import ModelOptions
 from seqrec_fast.nn.attention import CausalSelfAttention
-from seqrec_fast.ops._rows import EqualRun, equal_runs, token_positions
+from seqrec_fast.nn.feed_forward import FeedForward
+from seqrec_fast.nn.layer_norm import LayerNorm
+from seqrec_fast.ops._rows import EqualRun, equal_runs
+from seqrec_fast.ops.embedding import sequence_embedding
 
 __all__ = ["SASRec"]
-
-
-class FeedForward(torch.nn.Module):
-    """``down(dropout(gelu(up(x))))``, GELU in its tanh form (Hendrycks, Gimpel 2016)."""
-
-    def __init__(self, dim: int, inner: int, dropout: float) -> None:
-        super().__init__()
-        self.up = torch.nn.Linear(dim, inner)
-        self.down = torch.nn.Linear(inner, dim)
-        self.dropout = torch.nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.down(
-            self.dropout(torch.nn.functional.gelu(self.up(x), approximate="tanh"))
-        )
-        return result
 
 
 class Block(torch.nn.Module):
@@ -38,16 +25,28 @@ class Block(torch.nn.Module):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         dim = options.dim
-        self.attention_norm = torch.nn.LayerNorm(dim)
+        self.attention_norm = LayerNorm(dim)
         self.attention = CausalSelfAttention(dim, options.heads)
-        self.feed_forward_norm = torch.nn.LayerNorm(dim)
+        self.feed_forward_norm = LayerNorm(dim)
         self.feed_forward = FeedForward(dim, options.feed_forward * dim, options.dropout)
-        self.dropout = torch.nn.Dropout(options.dropout)
+        self.dropout = options.dropout
 
-    def forward(self, x: Tensor, offsets: Tensor, runs: list[EqualRun]) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), offsets, runs=runs))
-        result: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return result
+    def forward(
+        self,
+        x: Tensor,
+        normed: Tensor,
+        offsets: Tensor,
+        runs: list[EqualRun],
+        following: LayerNorm,
+    ) -> tuple[Tensor, Tensor]:
+        """Takes ``x`` and its norm; returns the result and its norm by ``following``.
+
+        A sum is normalised as it is made, so the norm that a block begins with is computed at the
+        end of the one before.
+        """
+        change = self.attention(normed, offsets, runs=runs)
+        x, normed = self.feed_forward_norm.add(change, x, self.dropout)
+        return following.add(self.feed_forward(normed), x, self.dropout)
 
 
 class SASRec(SequenceModel):
@@ -62,9 +61,8 @@ class SASRec(SequenceModel):
     def __init__(self, options: ModelOptions, num_items: int) -> None:
         super().__init__(options, num_items)
         self.position_embedding = torch.nn.Embedding(options.max_length, options.dim)
-        self.input_dropout = torch.nn.Dropout(options.input_dropout)
         self.blocks = torch.nn.ModuleList(Block(options) for _ in range(options.depth))
-        self.final_norm = torch.nn.LayerNorm(options.dim)
+        self.final_norm = LayerNorm(options.dim)
         torch.nn.init.normal_(self.position_embedding.weight, std=_INITIAL_STD)
         for module in self.blocks.modules():
             if isinstance(module, torch.nn.Linear):
@@ -73,15 +71,28 @@ class SASRec(SequenceModel):
 
     def forward(self, batch: JaggedBatch[Tensor]) -> Tensor:
         """Embeds every token; see :meth:`SequenceModel.forward`."""
-        positions = token_positions(batch.offsets)
-        if len(positions) and int(positions.max()) >= self.options.max_length:
+        lengths = batch.offsets[1:] - batch.offsets[:-1]
+        longest = int(lengths.max()) if len(lengths) else 0
+        if longest > self.options.max_length:
             raise InputError(
-                f"batch: a row has {int(positions.max()) + 1} events, the model was made for "
+                f"batch: a row has {longest} events, the model was made for "
                 f"{self.options.max_length}; pass batch.last({self.options.max_length})"
             )
         runs = equal_runs(batch.offsets)
-        x = self.item_embedding(batch.values) + self.position_embedding(positions)
-        x = self.input_dropout(x)
-        for block in self.blocks:
-            x = block(x, batch.offsets, runs)
-        return self.finish(self.final_norm(x))
+        x = sequence_embedding(
+            self.item_embedding.weight,
+            batch.values,
+            self.position_embedding.weight,
+            batch.offsets,
+            dropout=self.options.input_dropout if self.training else 0.0,
+        )
+        norms = self._norms()
+        normed = norms[0](x)
+        for block, following in zip(self.blocks, norms[1:], strict=True):
+            x, normed = block(x, normed, batch.offsets, runs, following)
+        return self.finish(normed)
+
+    def _norms(self) -> list[LayerNorm]:
+        """The norm that each block begins with, and the last one."""
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        return [*(block.attention_norm for block in blocks), self.final_norm]

@@ -11,8 +11,16 @@ from torch import Tensor
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
+from seqrec_fast.ops._recurrent_native import ACTIVATIONS, CELL_NAMES, infer, is_plain
 from seqrec_fast.ops._rows import time_major
-from seqrec_fast.ops.recurrent import CELLS, Cell, CellActivation, recurrent, runs_native
+from seqrec_fast.ops.recurrent import (
+    CELLS,
+    Cell,
+    CellActivation,
+    needs_gradient,
+    recurrent,
+    runs_native,
+)
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
@@ -127,19 +135,15 @@ class Recurrent(torch.nn.Module):
             InputError: shapes do not fit.
         """
         if isinstance(x, JaggedBatch):
-            values, offsets = x.values, x.offsets
-        else:
-            if x.ndim != 3:
-                raise InputError(
-                    f"x: expected a JaggedBatch or three dimensions, found {tuple(x.shape)}"
-                )
-            dense = x if self.batch_first else x.transpose(0, 1)
-            rows, time = dense.shape[:2]
-            values = dense.reshape(rows * time, dense.shape[2])
-            offsets = torch.arange(rows + 1, device=x.device) * time
-        values, end = self._layers(values, offsets, state)
-        if isinstance(x, JaggedBatch):
+            values, end = self._layers(x.values, x.offsets, len(x), state)
             return JaggedBatch(values, x.offsets), end
+        if x.ndim != 3:
+            raise InputError(
+                f"x: expected a JaggedBatch or three dimensions, found {tuple(x.shape)}"
+            )
+        dense = x if self.batch_first else x.transpose(0, 1)
+        rows, time, width = dense.shape
+        values, end = self._layers(dense.reshape(rows * time, width), None, rows, state)
         padded = values.reshape(rows, time, self.hidden_size)
         return (padded if self.batch_first else padded.transpose(0, 1)), end
 
@@ -159,37 +163,59 @@ class Recurrent(torch.nn.Module):
         """
         if x.ndim != 2:
             raise InputError(f"x: expected [rows, input_size], found {tuple(x.shape)}")
-        return self._layers(x, torch.arange(x.shape[0] + 1, device=x.device), state)
+        return self._layers(x, None, x.shape[0], state)
 
-    def _layers(self, values: Tensor, offsets: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def _layers(
+        self, values: Tensor, offsets: Tensor | None, rows: int, state: Any
+    ) -> tuple[Tensor, Any]:
+        """All layers over ``rows`` rows; without ``offsets`` they are of the same length."""
         pair = self.cell == "lstm"
         given = None if state is None else (tuple(state) if pair else (state,))
         if given is not None:
-            rows = offsets.shape[0] - 1
             shape = (self.num_layers, rows, self.hidden_size)
             if len(given) != 1 + pair or any(tuple(s.shape) != shape for s in given):
                 raise InputError(
                     f"state: expected {'(h, c), each' if pair else 'h'} {list(shape)}, "
                     f"found {[tuple(s.shape) for s in given]}"
                 )
+        if values.shape[1] != self.input_size:
+            raise InputError(f"x: expected {self.input_size} inputs, found {values.shape[1]}")
+        weights = [self._weights(layer) for layer in range(self.num_layers)]
+        flat = [w for one in weights for w in one]
         native = runs_native(values)
-        plan = None if native else time_major(offsets)
+        # past the dispatcher of torch where nothing is asked of it
+        direct = (
+            native
+            and is_plain(values)
+            and not needs_gradient(values, *flat, *(given or ()))
+            and all(t is None or _is_native(t) for t in (*flat, *(given or ())))
+            and (offsets is None or offsets.device.type == "cpu")
+        )
+        codes = (CELL_NAMES.index(self.cell), ACTIVATIONS.index(self.cell_activation))
+        plan = None
+        if not direct:
+            if offsets is None:
+                length = values.shape[0] // max(rows, 1)
+                offsets = torch.arange(rows + 1, device=values.device) * length
+            plan = None if native else time_major(offsets)
         finals = []
         for layer in range(self.num_layers):
             if layer and self.dropout:
                 values = torch.nn.functional.dropout(values, self.dropout, self.training)
-            values, final = recurrent(
-                self.cell,
-                values,
-                offsets,
-                self._weight("weight_ih", layer),
-                self._weight("weight_hh", layer),
-                self._weight("bias_ih", layer) if self.bias else None,
-                self._weight("bias_hh", layer) if self.bias else None,
-                state=None if given is None else tuple(s[layer] for s in given),
-                cell_activation=self.cell_activation,
-                plan=plan,
-            )
+            begin = None if given is None else tuple(s[layer] for s in given)
+            if direct:
+                values, final = infer(values, offsets, rows, weights[layer], begin or (), *codes)
+            else:
+                assert offsets is not None
+                values, final = recurrent(
+                    self.cell,
+                    values,
+                    offsets,
+                    *weights[layer],
+                    state=begin,
+                    cell_activation=self.cell_activation,
+                    plan=plan,
+                )
             finals.append(final)
         if self.num_layers == 1:
             stacked = tuple(part.unsqueeze(0) for part in finals[0])
@@ -197,9 +223,10 @@ class Recurrent(torch.nn.Module):
             stacked = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
         return values, stacked if pair else stacked[0]
 
-    def _weight(self, name: str, layer: int) -> Tensor:
-        found: Tensor = getattr(self, f"{name}_l{layer}")
-        return found
+    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+        found: tuple[Any, ...] = tuple(getattr(self, f"{name}_l{layer}") for name in names)
+        return found if self.bias else (*found, None, None)
 
     def extra_repr(self) -> str:
         """The sizes, for ``repr``."""
@@ -207,6 +234,10 @@ class Recurrent(torch.nn.Module):
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
             f"dropout={self.dropout}, cell_activation={self.cell_activation!r}"
         )
+
+
+def _is_native(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
 class RNN(Recurrent):

@@ -11,7 +11,7 @@ from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _recurrent_backward
 from seqrec_fast.ops._library import register
 
-__all__ = ["ACTIVATIONS", "CELL_NAMES", "forward"]
+__all__ = ["ACTIVATIONS", "CELL_NAMES", "forward", "infer", "is_plain"]
 
 CELL_NAMES = ("rnn", "lstm", "gru")
 ACTIVATIONS = ("tanh", "sigmoid")
@@ -36,8 +36,32 @@ def _outputs(x: Tensor, rows: int, hidden: int, cell: int, keep: bool) -> Forwar
     )
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _launch(
+    x: Tensor,
+    offsets: Tensor | None,
+    rows: int,
+    tensors: tuple[Tensor | None, ...],
+    cell: int,
+    activation: int,
+    made: tuple[Tensor | None, ...],
+) -> None:
+    # names hold on to copies that `contiguous` may make until the kernel has read them
+    x = x.contiguous()
+    dense = [None if tensor is None else tensor.contiguous() for tensor in (offsets, *tensors)]
+    try:
+        _C.recurrent_forward(
+            cell,
+            activation,
+            x.shape[0],
+            rows,
+            x.shape[1],
+            tensors[1].shape[1],  # type: ignore[union-attr]
+            x.data_ptr(),
+            *(0 if tensor is None else tensor.data_ptr() for tensor in dense),
+            *(0 if tensor is None else tensor.data_ptr() for tensor in made),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _cpu(
@@ -53,34 +77,9 @@ def _cpu(
     activation: int,
     keep: bool,
 ) -> Forward:
-    x, offsets = x.contiguous(), offsets.contiguous()
-    w_ih, w_hh = w_ih.contiguous(), w_hh.contiguous()
-    b_ih = None if b_ih is None else b_ih.contiguous()
-    b_hh = None if b_hh is None else b_hh.contiguous()
-    h0 = None if h0 is None else h0.contiguous()
-    c0 = None if c0 is None else c0.contiguous()
-    rows, hidden = offsets.shape[0] - 1, w_hh.shape[1]
-    made = _outputs(x, rows, hidden, cell, keep)
-    try:
-        _C.recurrent_forward(
-            cell,
-            activation,
-            x.shape[0],
-            rows,
-            x.shape[1],
-            hidden,
-            x.data_ptr(),
-            offsets.data_ptr(),
-            w_ih.data_ptr(),
-            w_hh.data_ptr(),
-            _address(b_ih),
-            _address(b_hh),
-            _address(h0),
-            _address(c0),
-            *(tensor.data_ptr() for tensor in made),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    rows = offsets.shape[0] - 1
+    made = _outputs(x, rows, w_hh.shape[1], cell, keep)
+    _launch(x, offsets, rows, (w_ih, w_hh, b_ih, b_hh, h0, c0), cell, activation, made)
     return made
 
 
@@ -126,14 +125,43 @@ def forward(
 ) -> Forward:
     """One layer; shapes and dtypes have been checked.
 
-    Without a gradient, and where no graph is being traced, the dispatcher of torch has nothing to
-    add: the kernel is then called directly.
-
     Returns:
         ``output``, ``h_end``, ``c_end``, and for the gradient ``gates``, ``cells``, ``hn``; those
         that the cell has not, or that are not kept, have no rows.
     """
-    direct = not keep and type(x) is Tensor and not torch.compiler.is_compiling()
-    run = _cpu if direct else _FORWARD
-    made: Forward = run(x, offsets, w_ih, w_hh, b_ih, b_hh, h0, c0, cell, activation, keep)
+    made: Forward = _FORWARD(x, offsets, w_ih, w_hh, b_ih, b_hh, h0, c0, cell, activation, keep)
     return made
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether the kernel may be called past the dispatcher: nothing traces or wraps ``x``."""
+    return type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+def infer(
+    x: Tensor,
+    offsets: Tensor | None,
+    rows: int,
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    state: tuple[Tensor, ...],
+    cell: int,
+    activation: int,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """:func:`forward` where no gradient is asked for, past the dispatcher of torch.
+
+    Without ``offsets`` all rows have the same length.
+    """
+    hidden = weights[1].shape[1]
+    output, h_end = x.new_empty(x.shape[0], hidden), x.new_empty(rows, hidden)
+    c_end = x.new_empty(rows, hidden) if cell == _LSTM else None
+    h0, c0 = (*state, None, None)[:2]
+    _launch(
+        x,
+        offsets,
+        rows,
+        (*weights, h0, c0),
+        cell,
+        activation,
+        (output, h_end, c_end, None, None, None),
+    )
+    return output, (h_end,) if c_end is None else (h_end, c_end)

@@ -21,9 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops._library import register
 
-__all__ = ["CHUNK_LOGITS", "linear_cross_entropy", "sampled_cross_entropy"]
+__all__ = [
+    "CHUNK_LOGITS",
+    "linear_cross_entropy",
+    "linear_cross_entropy_reference",
+    "sampled_cross_entropy",
+    "sampled_cross_entropy_reference",
+]
 
 #: logits held at once (16 MiB of float32): small enough for the last-level cache of most servers
 CHUNK_LOGITS = 4 * 1024 * 1024
@@ -80,9 +89,10 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     *,
     token_weights: Tensor | None = None,
-    chunk_logits: int = CHUNK_LOGITS,
 ) -> Tensor:
     """Weighted mean of the cross-entropy of every token over all items.
+
+    Native for float32 on the CPU, otherwise :func:`linear_cross_entropy_reference`.
 
     Args:
         hidden: ``[tokens, dim]``.
@@ -90,16 +100,43 @@ def linear_cross_entropy(
         targets: int64 ``[tokens]``, the right item of each token.
         bias: ``[items]`` or None.
         token_weights: non-negative ``[tokens]``; every token counts the same where None.
-        chunk_logits: logits held at once; at least one token's.
 
     Returns:
         A scalar: ``sum(weights * loss) / sum(weights)``, 0 without tokens. Differentiable once in
         ``hidden``, ``weight`` and ``bias``.
 
     Raises:
-        InputError: shapes do not fit or a target is not an item.
+        InputError: shapes or dtypes do not fit or a target is not an item.
+    """
+    if choose_backend("cross_entropy", hidden.device, hidden.dtype) == "reference":
+        return linear_cross_entropy_reference(
+            hidden, weight, targets, bias, token_weights=token_weights
+        )
+    _check(hidden, weight, targets, bias)
+    return _native(hidden, weight, targets, bias, token_weights, None, None, None)
+
+
+def linear_cross_entropy_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    token_weights: Tensor | None = None,
+    chunk_logits: int = CHUNK_LOGITS,
+) -> Tensor:
+    """The definition of :func:`linear_cross_entropy` in plain torch, any dtype and device.
+
+    Args:
+        hidden: as there, like all others.
+        weight: as there.
+        targets: as there.
+        bias: as there.
+        token_weights: as there.
+        chunk_logits: logits held at once; at least one token's.
     """
     _check(hidden, weight, targets, bias)
+    _check_targets(targets, weight)
     if chunk_logits < 1:
         raise InputError(f"chunk_logits: must be at least 1, found {chunk_logits}")
     weights = _normalised(hidden, token_weights)
@@ -120,9 +157,10 @@ def sampled_cross_entropy(
     log_q_negatives: Tensor | None = None,
     log_q_targets: Tensor | None = None,
     token_weights: Tensor | None = None,
-    chunk_logits: int = CHUNK_LOGITS,
 ) -> Tensor:
     """Weighted mean of the cross-entropy of every token over its target and shared negatives.
+
+    Native for float32 on the CPU, otherwise :func:`sampled_cross_entropy_reference`.
 
     A negative that happens to be the target of a token is left out for that token.
 
@@ -136,21 +174,60 @@ def sampled_cross_entropy(
             samples; None leaves the correction out.
         log_q_targets: ``[tokens]``, the same for the targets; None leaves their logits as they are.
         token_weights: as in :func:`linear_cross_entropy`.
-        chunk_logits: logits held at once.
 
     Returns:
-        A scalar, differentiable in ``hidden``, ``weight`` and ``bias``.
+        A scalar, differentiable once in ``hidden``, ``weight`` and ``bias``.
 
     Raises:
-        InputError: shapes do not fit, or only the targets are corrected.
+        InputError: shapes or dtypes do not fit, only the targets are corrected, or a target or
+            negative is not an item.
+    """
+    if choose_backend("cross_entropy", hidden.device, hidden.dtype) == "reference":
+        return sampled_cross_entropy_reference(
+            hidden,
+            weight,
+            targets,
+            negatives,
+            bias,
+            log_q_negatives=log_q_negatives,
+            log_q_targets=log_q_targets,
+            token_weights=token_weights,
+        )
+    _check(hidden, weight, targets, bias)
+    _check_sampled(targets, negatives, log_q_negatives, log_q_targets)
+    return _native(
+        hidden, weight, targets, bias, token_weights, negatives, log_q_negatives, log_q_targets
+    )
+
+
+def sampled_cross_entropy_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    bias: Tensor | None = None,
+    *,
+    log_q_negatives: Tensor | None = None,
+    log_q_targets: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    chunk_logits: int = CHUNK_LOGITS,
+) -> Tensor:
+    """The definition of :func:`sampled_cross_entropy` in plain torch, any dtype and device.
+
+    Args:
+        hidden: as there, like all others.
+        weight: as there.
+        targets: as there.
+        negatives: as there.
+        bias: as there.
+        log_q_negatives: as there.
+        log_q_targets: as there.
+        token_weights: as there.
+        chunk_logits: logits held at once.
     """
     _check(hidden, weight, targets, bias)
-    if log_q_targets is not None and log_q_negatives is None:
-        raise InputError("log_q_targets: corrects nothing without log_q_negatives; give both")
-    if negatives.ndim != 1 or negatives.shape[0] < 1:
-        raise InputError(
-            f"negatives: expected int64 [samples] with at least one, found {tuple(negatives.shape)}"
-        )
+    _check_sampled(targets, negatives, log_q_negatives, log_q_targets)
+    _check_targets(targets, weight)
     weights = _normalised(hidden, token_weights)
     candidates = weight.index_select(0, negatives)
     shift = None if bias is None else bias.index_select(0, negatives)
@@ -198,8 +275,196 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None)
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"bias: expected [{weight.shape[0]}], found {tuple(bias.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and (tensor.dtype, tensor.device) != (hidden.dtype, hidden.device):
+            raise InputError(
+                f"{name}: expected {hidden.dtype} on {hidden.device} like hidden, found "
+                f"{tensor.dtype} on {tensor.device}; convert it"
+            )
+
+
+def _check_targets(targets: Tensor, weight: Tensor) -> None:
     if targets.numel() and not (0 <= int(targets.min()) and int(targets.max()) < weight.shape[0]):
         raise InputError(
             f"targets: must be items 0 to {weight.shape[0] - 1}, found "
             f"{int(targets.min())} to {int(targets.max())}"
         )
+
+
+def _check_sampled(
+    targets: Tensor,
+    negatives: Tensor,
+    log_q_negatives: Tensor | None,
+    log_q_targets: Tensor | None,
+) -> None:
+    if log_q_targets is not None and log_q_negatives is None:
+        raise InputError("log_q_targets: corrects nothing without log_q_negatives; give both")
+    if negatives.ndim != 1 or negatives.shape[0] < 1 or negatives.dtype != torch.int64:
+        raise InputError(
+            f"negatives: expected int64 [samples] with at least one, found {negatives.dtype} "
+            f"{tuple(negatives.shape)}"
+        )
+    for name, tensor, like in (
+        ("log_q_negatives", log_q_negatives, negatives),
+        ("log_q_targets", log_q_targets, targets),
+    ):
+        if tensor is not None and tensor.shape != like.shape:
+            raise InputError(f"{name}: expected {list(like.shape)}, found {tuple(tensor.shape)}")
+
+
+# ------------------------------------------------------------------------------- native
+
+
+def _native(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    token_weights: Tensor | None,
+    negatives: Tensor | None,
+    log_q_negatives: Tensor | None,
+    log_q_targets: Tensor | None,
+) -> Tensor:
+    wanted = [
+        t is not None and t.requires_grad and torch.is_grad_enabled()
+        for t in (hidden, weight, bias)
+    ]
+    loss: Tensor = _CROSS_ENTROPY(
+        hidden,
+        weight,
+        bias,
+        targets,
+        _normalised(hidden, token_weights),
+        negatives,
+        None if log_q_negatives is None else log_q_negatives.to(hidden.dtype),
+        None if log_q_targets is None else log_q_targets.to(hidden.dtype),
+        *wanted,
+    )[0]
+    return loss
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    token_weights: Tensor,
+    negatives: Tensor | None,
+    log_q_negatives: Tensor | None,
+    log_q_targets: Tensor | None,
+    want_hidden: bool,
+    want_weight: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss, *gradients = _fake(
+        hidden,
+        weight,
+        bias,
+        targets,
+        token_weights,
+        negatives,
+        log_q_negatives,
+        log_q_targets,
+        want_hidden,
+        want_weight,
+        want_bias,
+    )
+    arrays = [
+        None if t is None else t.detach().contiguous()
+        for t in (
+            hidden,
+            weight,
+            bias,
+            targets,
+            token_weights,
+            negatives,
+            log_q_negatives,
+            log_q_targets,
+        )
+    ]
+    h, w, b, y, a, n, q_n, q_y = arrays
+    wanted = (want_hidden, want_weight, want_bias)
+    try:
+        value = _C.cross_entropy(
+            _address(h),
+            _address(w),
+            _address(b),
+            _address(y),
+            _address(a),
+            hidden.shape[0],
+            *weight.shape,
+            _address(n),
+            0 if n is None else n.shape[0],
+            _address(q_n),
+            _address(q_y),
+            *(g.data_ptr() if want else 0 for g, want in zip(gradients, wanted, strict=True)),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    loss.fill_(value)
+    return (loss, *gradients)
+
+
+def _fake(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    token_weights: Tensor,
+    negatives: Tensor | None,
+    log_q_negatives: Tensor | None,
+    log_q_targets: Tensor | None,
+    want_hidden: bool,
+    want_weight: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        hidden.new_empty(()),
+        hidden.new_empty(hidden.shape if want_hidden else 0),
+        weight.new_empty(weight.shape if want_weight else 0),
+        weight.new_empty(weight.shape[0] if want_bias else 0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.wanted = inputs[-3:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [
+        g if want and d_loss is not None else None
+        for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
+    ]
+    if d_loss is not None:
+        gradients = [None if g is None else _scaled(g, d_loss) for g in gradients]
+    return (*gradients, *[None] * 8)
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """``gradient * factor``, in place outside of a trace: these may be as large as the table.
+
+    A second backward pass through a kept graph is then refused by torch, as what was saved for it
+    has changed. By far the most common factor is 1, which changes nothing.
+    """
+    if type(factor) is not Tensor:  # a tracer
+        return gradient * factor
+    scale = float(factor)
+    return gradient if scale == 1.0 else gradient.mul_(scale)
+
+
+_CROSS_ENTROPY = register(
+    "cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets,"
+    " Tensor token_weights, Tensor? negatives, Tensor? log_q_negatives, Tensor? log_q_targets,"
+    " bool want_hidden, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _fake,
+    backward=_backward,
+    setup_context=_save,
+)

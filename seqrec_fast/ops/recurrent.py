@@ -30,7 +30,7 @@ from seqrec_fast.ops import _recurrent_native
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._rows import TimeMajor, check_jagged, permute_tokens, time_major
 
-__all__ = ["CELLS", "Cell", "CellActivation", "recurrent", "recurrent_reference", "runs_native"]
+__all__ = ["CELLS", "Cell", "CellActivation", "recurrent", "recurrent_reference"]
 
 Cell = Literal["rnn", "lstm", "gru"]
 CellActivation = Literal["tanh", "sigmoid"]
@@ -83,16 +83,17 @@ def recurrent(
         return recurrent_reference(
             cell, x, offsets, *weights, state=state, cell_activation=cell_activation, plan=plan
         )
-    h0, c0 = (*(state or ()), None, None)[:2]
-    output, h_end, c_end, *_ = _recurrent_native.forward(
-        x,
-        offsets,
-        *weights,
-        h0,
-        c0,
+    codes = (
         _recurrent_native.CELL_NAMES.index(cell),
         _recurrent_native.ACTIVATIONS.index(cell_activation),
-        keep=_needs_gradient(x, *weights, *(state or ())),
+    )
+    keep = needs_gradient(x, *weights, *(state or ()))
+    if not keep and _recurrent_native.is_plain(x):
+        rows = offsets.shape[0] - 1
+        return _recurrent_native.infer(x, offsets, rows, weights, state or (), *codes)
+    h0, c0 = (*(state or ()), None, None)[:2]
+    output, h_end, c_end, *_ = _recurrent_native.forward(
+        x, offsets, *weights, h0, c0, *codes, keep=keep
     )
     return output, (h_end, c_end) if cell == "lstm" else (h_end,)
 
@@ -102,7 +103,8 @@ def runs_native(x: Tensor) -> bool:
     return choose_backend("recurrent", x.device, x.dtype) == "native"
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for a gradient of one of these."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 

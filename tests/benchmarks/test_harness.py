@@ -117,7 +117,7 @@ def fake_case(
             found.offer("other", lambda: (rival, lambda y: {"y": np.full(3, y)}), padded=True)
         return found
 
-    return Case("gemm", Shape(3), "forward", 1e3, 1e2, prepare, bar or Bar(ratio=1e-9))
+    return Case("linear", Shape(3), "forward", 1e3, 1e2, prepare, bar or Bar(ratio=1e-9))
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_an_operation_that_does_not_exist_is_a_row_with_a_reason(quick: None) ->
     def prepare(threads: int, without: tuple[str, ...]) -> Prepared:
         raise ModuleNotFoundError("no module", name="seqrec_fast.ops.new")
 
-    row = harness.measure(Case("gemm", Shape(1), "forward", 1.0, 1.0, prepare), 1)
+    row = harness.measure(Case("linear", Shape(1), "forward", 1.0, 1.0, prepare), 1)
     assert report.verdict(row) == ("missing", None)
     assert report.cells(row)[-1] == "seqrec_fast.ops.new is not installed"
 
@@ -199,7 +199,9 @@ def test_memory_is_measured_where_it_is_asked(quick: None) -> None:
         return found
 
     bar = Bar(extra_bytes=1 << 20)
-    row = harness.measure(Case("gemm", Shape(1), "forward", 1.0, 1.0, prepare, bar), 1, budget=0.1)
+    row = harness.measure(
+        Case("linear", Shape(1), "forward", 1.0, 1.0, prepare, bar), 1, budget=0.1
+    )
     if not row["extra_bytes"]:
         pytest.skip("the system does not tell its peak of memory")
     assert 50 << 20 < row["extra_bytes"][OURS] < 200 << 20
@@ -244,12 +246,12 @@ def test_ragged_rows_are_held_to_the_ratio_at_equal_lengths() -> None:
 
 def test_files_keep_the_rows_of_the_same_machine(tmp_path: Path) -> None:
     machine = {"cpu": "A", "versions": {"torch": "1"}}
-    report.write_results(tmp_path, "gemm", machine, [row_of(), row_of(case="b")])
-    report.write_results(tmp_path, "gemm", machine, [row_of(ratio=9.0)])
-    rows = json.loads((tmp_path / "gemm.json").read_text())["rows"]
+    report.write_results(tmp_path, "linear", machine, [row_of(), row_of(case="b")])
+    report.write_results(tmp_path, "linear", machine, [row_of(ratio=9.0)])
+    rows = json.loads((tmp_path / "linear.json").read_text())["rows"]
     assert {(row["case"], row["ratio"]) for row in rows} == {("a", 9.0), ("b", 2.0)}
-    report.write_results(tmp_path, "gemm", {**machine, "cpu": "B"}, [row_of()])
-    found = report.read_results(tmp_path, "gemm")
+    report.write_results(tmp_path, "linear", {**machine, "cpu": "B"}, [row_of()])
+    found = report.read_results(tmp_path, "linear")
     assert found is not None
     assert len(found["rows"]) == 1
     assert report.read_results(tmp_path, "attention") is None
@@ -259,10 +261,29 @@ def test_plots_are_drawn_from_the_files(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     machine = {"cpu": "A", "versions": {}}
     rows = [row_of(), row_of(case="b", red=True), row_of(case="c", threads=2)]
-    report.write_results(tmp_path, "gemm", machine, [*rows, {**rows[0], "reason": "none"}])
+    report.write_results(tmp_path, "linear", machine, [*rows, {**rows[0], "reason": "none"}])
     written = plots.draw(tmp_path, tmp_path / "pictures")
     names = {path.name for path in written}
-    assert names == {"gemm-1.svg", "gemm-2.svg", "roofline-1.svg", "roofline-2.svg"}
+    assert names == {"linear-1.svg", "linear-2.svg", "roofline-1.svg", "roofline-2.svg"}
     first = written[0].read_bytes()
     assert b"<svg" in first
     assert plots.draw(tmp_path, tmp_path / "pictures")[0].read_bytes() == first
+
+
+def test_tables_of_the_pages_come_from_the_files(tmp_path: Path) -> None:
+    from benchmarks.kernel_figures import NOTHING, kernel_table
+
+    assert kernel_table("linear", tmp_path, "p") == NOTHING
+    machine = {"cpu": "A", "versions": {"torch": "1"}, "build": {"isa": "avx2"}, "date": "today"}
+    rows = [row_of(bar={"ratio": 3.0}) | {"load": 0.5}]
+    rows += [row_of(threads=2, ratio=4.0, bar={"ratio": 3.0, "reached": 4.0}) | {"load": 1.5}]
+    report.write_results(tmp_path, "linear", machine, rows)
+    text = kernel_table("linear", tmp_path, "p")
+    assert "| a | 1.0 | 50 | 50% | torch 2.0 | 2.00 (missed) / 4.00 | 3.00 |" in text
+    assert "A, avx2; torch 1; today; threads 1 / 2" in text
+    assert "(p/linear-2.svg)" in text
+    shape = {"cell": "gru", "rows": 64, "time": 50, "hidden": 64, "lengths": "equal"}
+    wide = [row | {"shape": shape, "direction": "forward"} for row in rows]
+    report.write_results(tmp_path, "recurrent", machine, wide)
+    text = kernel_table("recurrent", tmp_path, "p")
+    assert "| gru | 64 × 50 | equal | forward | 2.00 (missed) / 4.00, 50% | 3.00 |" in text

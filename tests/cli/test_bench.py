@@ -22,10 +22,10 @@ Capture = pytest.CaptureFixture[str]
 def test_list_names_the_cases(capsys: Capture) -> None:
     assert main(["bench", "kernels", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "gemm: 512 x 512 x 512, forward" in lines
+    assert "linear: 512 x 512 x 512, forward" in lines
     assert {line.partition(":")[0] for line in lines} == set(OPERATIONS)
-    assert main(["bench", "kernels", "--list", "--json", "--operation", "gemm"]) == 0
-    assert list(json.loads(capsys.readouterr().out)) == ["gemm"]
+    assert main(["bench", "kernels", "--list", "--json", "--operation", "linear"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["linear"]
 
 
 @pytest.mark.parametrize(
@@ -62,18 +62,18 @@ def test_tables_files_and_exit_code(
     red: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(harness, "measure", lambda case, threads, **o: row_of(case, threads, red))
-    words = ["bench", "kernels", "--operation", "gemm", "--match", "512", "--threads", "1", "2"]
+    words = ["bench", "kernels", "--operation", "linear", "--match", "512", "--threads", "1", "2"]
     assert main([*words, "--out", str(tmp_path), "--plot"]) == (1 if red else 0)
     shown = capsys.readouterr().out
-    assert shown.count("gemm: without openvino: openvino is not installed") == 1
+    assert shown.count("linear: without openvino: openvino is not installed") == 1
     assert ("red" if red else "reached") in shown
     assert "1.50x" in shown
-    found = json.loads((tmp_path / "gemm.json").read_text())
+    found = json.loads((tmp_path / "linear.json").read_text())
     assert [row["threads"] for row in found["rows"]] == [1, 2]
     assert found["machine"]["cpu"]
     assert (tmp_path / "roofline-2.svg").is_file()
     assert main([*words, "--json"]) == (1 if red else 0)
-    assert len(json.loads(capsys.readouterr().out)["operations"]["gemm"]) == 2
+    assert len(json.loads(capsys.readouterr().out)["operations"]["linear"]) == 2
 
 
 def test_other_libraries_keep_their_own_way_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

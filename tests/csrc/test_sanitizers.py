@@ -23,11 +23,17 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # A child of a threaded process under the thread sanitizer cannot start threads: no fork tests.
 THREADED = [
     "pool_",
+    "hstu_attention_threads",
     "topk_threads",
+    "cross_entropy_threads",
     "linear_threads",
     "layer_norm_threads",
+    "feed_forward_threads",
+    "embedding_threads",
     "recurrent_threads",
     "recurrent_backward_threads",
+    "attention_threads",
+    "decode_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
 
@@ -101,7 +107,7 @@ def test_units_share_no_code(optimised: dict[tuple[str, str], Path]) -> None:
 
 
 @pytest.mark.skipif(not X86, reason="instruction sets of x86-64")
-@pytest.mark.parametrize("operation", ["linear", "recurrent", "topk"])
+@pytest.mark.parametrize("operation", ["cross_entropy", "linear", "recurrent", "topk"])
 def test_inner_loops_keep_their_tile_in_registers(
     optimised: dict[tuple[str, str], Path], operation: str
 ) -> None:

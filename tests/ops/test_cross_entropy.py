@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear + cross-entropy in chunks against torch's over whole logits, and its gradients."""
+"""The plain-torch linear + cross-entropy against torch's over whole logits, and its gradients.
+
+The native kernels are judged in test_cross_entropy_native.py.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ from hypothesis import strategies as st
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import linear_cross_entropy, sampled_cross_entropy
+from seqrec_fast.ops.cross_entropy import (
+    linear_cross_entropy_reference,
+    sampled_cross_entropy_reference,
+)
 
 F = torch.nn.functional
 
@@ -34,7 +41,7 @@ def test_equals_torch_whatever_the_chunk(tokens: int, items: int, chunk: int, bi
     hidden, weight, targets, b = case(tokens, items, 3)
     b = b if bias else None
     want = F.cross_entropy(F.linear(hidden, weight, b), targets)
-    got = linear_cross_entropy(hidden, weight, targets, b, chunk_logits=chunk)
+    got = linear_cross_entropy_reference(hidden, weight, targets, b, chunk_logits=chunk)
     inputs = [hidden, weight] + ([b] if bias else [])
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
     for mine, theirs in zip(
@@ -50,7 +57,7 @@ def test_float32_error_is_at_most_twice_torchs() -> None:
     judge = F.cross_entropy(F.linear(*wide), targets)
     judge_grads = torch.autograd.grad(judge, wide)
     theirs = F.cross_entropy(F.linear(hidden, weight, bias), targets)
-    mine = linear_cross_entropy(hidden, weight, targets, bias, chunk_logits=70_000)
+    mine = linear_cross_entropy_reference(hidden, weight, targets, bias, chunk_logits=70_000)
     inputs = (hidden, weight, bias)
     # one rounding of the result is the least that a float32 figure can be off
     floor = judge.item() * 2**-24
@@ -81,13 +88,16 @@ def test_gradcheck_of_full_and_sampled() -> None:
     weights = torch.rand(4, dtype=torch.float64)
     assert torch.autograd.gradcheck(
         lambda h, w, b: (
-            linear_cross_entropy(h, w, targets, b, token_weights=weights, chunk_logits=12) * 3.0
+            linear_cross_entropy_reference(h, w, targets, b, token_weights=weights, chunk_logits=12)
+            * 3.0
         ),
         (hidden, weight, bias),
     )
     negatives = torch.tensor([0, 2, 2, 5])
     assert torch.autograd.gradcheck(
-        lambda h, w, b: sampled_cross_entropy(h, w, targets, negatives, b, chunk_logits=8),
+        lambda h, w, b: sampled_cross_entropy_reference(
+            h, w, targets, negatives, b, chunk_logits=8
+        ),
         (hidden, weight, bias),
     )
 
@@ -115,7 +125,7 @@ def test_never_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
     hidden, weight, targets, _ = case(50, 40, 4)
-    linear_cross_entropy(hidden, weight, targets, chunk_logits=200)
+    linear_cross_entropy_reference(hidden, weight, targets, chunk_logits=200)
     assert 0 < largest <= 200
 
 
@@ -123,7 +133,7 @@ def test_sampled_equals_its_definition() -> None:
     hidden, weight, targets, bias = case(6, 9, 3)
     negatives = torch.tensor([0, 3, 3, 8])
     log_q = torch.log(torch.rand(9, dtype=torch.float64))
-    got = sampled_cross_entropy(
+    got = sampled_cross_entropy_reference(
         hidden,
         weight,
         targets,

@@ -102,6 +102,7 @@ def test_is_as_exact_as_torch(isa: str, cell: str, activation: str) -> None:
     for inputs, hidden in ((64, 64), (20, 100), (7, 33)):
         check(layer(cell, ragged, inputs, hidden), cell_activation=activation)
     check(layer(cell, [30] * 20, 16, 48, state=False), cell_activation=activation)
+    check(layer(cell, [12] * 9, 64, 300), cell_activation=activation)
     check(layer(cell, [200], 16, 64, bias=False), cell_activation=activation)
 
 
@@ -238,6 +239,28 @@ def test_threads_and_order_of_rows(isa: str, cell: str) -> None:
     _, ends = recurrent(**moved)
     for mine, whole in zip(ends, one[1:], strict=True):
         torch.testing.assert_close(mine, whole[rows], rtol=1e-5, atol=1e-6)
+
+
+def test_module_paths_agree() -> None:
+    """Padded, jagged and traced calls; no rows, no time; only one thing may differ: the route."""
+    module = nn.LSTM(6, 18, 2)
+    x = torch.randn(5, 3, 6)
+    with torch.no_grad():
+        want, (h, c) = module(x)
+        offsets = torch.arange(4) * 5
+        jagged, (h2, c2) = module(JaggedBatch(x.transpose(0, 1).reshape(15, 6), offsets))
+        traced = torch.compile(module, fullgraph=True, backend="aot_eager")(x)[0]
+        torch.testing.assert_close(jagged.values.view(3, 5, 18).transpose(0, 1), want)
+        torch.testing.assert_close((h2, c2), (h, c))
+        torch.testing.assert_close(traced, want)
+        assert module(torch.zeros(0, 3, 6))[0].shape == (0, 3, 18)
+        assert module(torch.zeros(5, 0, 6))[1][0].shape == (2, 0, 18)
+        with pytest.raises(InputError, match="x: expected 6 inputs, found 4"):
+            module(torch.zeros(5, 3, 4))
+        with pytest.raises(InputError, match=r"state: expected torch\.float32"):
+            module(x, (torch.zeros(2, 3, 18).double(), torch.zeros(2, 3, 18).double()))
+    reference, _ = module(x)  # with a gradient
+    torch.testing.assert_close(reference.detach(), want)
 
 
 def test_registered_operator_and_compiled_layer() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from seqrec_fast.benchmarks import rivals
 from seqrec_fast.benchmarks.case import OURS, STANDARD, Bar, Case, Outputs, Prepared
-from seqrec_fast.benchmarks.shapes import GEMM, GemmShape
+from seqrec_fast.benchmarks.shapes import LINEAR, LinearShape
 from seqrec_fast.native import PackedLinear
 
 __all__ = ["cases"]
@@ -23,13 +23,13 @@ Floats = NDArray[np.float32]
 def cases() -> list[Case]:
     """The products, with their shares of the peak; one row is held to the best rival."""
     bars = {
-        GemmShape(512, 512, 512): Bar(share_of_peak=0.85),
-        GemmShape(16, 256, 1024): Bar(share_of_peak=0.75),
-        GemmShape(1, 256, 1024): Bar(ratio=1.0),
+        LinearShape(512, 512, 512): Bar(share_of_peak=0.85),
+        LinearShape(16, 256, 1024): Bar(share_of_peak=0.75),
+        LinearShape(1, 256, 1024): Bar(ratio=1.0),
     }
     return [
         Case(
-            "gemm",
+            "linear",
             shape,
             "forward",
             flops=2.0 * shape.rows * shape.inner * shape.columns,
@@ -38,11 +38,11 @@ def cases() -> list[Case]:
             prepare=functools.partial(_prepare, shape),
             bar=bars.get(shape, Bar()),
         )
-        for shape in GEMM
+        for shape in LINEAR
     ]
 
 
-def _prepare(shape: GemmShape, threads: int, without: tuple[str, ...]) -> Prepared:
+def _prepare(shape: LinearShape, threads: int, without: tuple[str, ...]) -> Prepared:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape.rows, shape.inner, generator=generator)
     weight = torch.randn(shape.columns, shape.inner, generator=generator)

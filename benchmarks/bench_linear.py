@@ -5,4 +5,4 @@ from __future__ import annotations
 
 from benchmarks.suite import suite
 
-test_gemm = suite("gemm", rivals=("onnxruntime", "openvino"))
+test_linear = suite("linear", rivals=("onnxruntime", "openvino"))

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// For callers that hold arrays or tensors: addresses, sizes and strides that they have checked.
+#include "ops/attention.h"
+
+#include <tuple>
+
+#include "base/thread_pool.h"
+#include "binding/binding.h"
+
+namespace seqrec {
+namespace {
+
+using Address = std::uintptr_t;
+/// Address, and floats from one token and from one head to the next.
+using View = std::tuple<Address, std::int64_t, std::int64_t>;
+
+int thread_count(int threads) { return threads == 0 ? get_num_threads() : threads; }
+
+template <typename T>
+HeadsView<T> heads(const View& view) {
+  return {reinterpret_cast<T*>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
+}
+
+AttentionProblem problem_of(const View& q, const View& k, const View& v, Address offsets,
+                            std::int64_t tokens, std::int64_t rows, std::int64_t count,
+                            std::int64_t width, double scale, bool causal) {
+  return {heads<const float>(q),
+          heads<const float>(k),
+          heads<const float>(v),
+          reinterpret_cast<const std::int64_t*>(offsets),
+          tokens,
+          rows,
+          count,
+          width,
+          scale,
+          causal};
+}
+
+AttentionStatistics statistics_of(Address address, std::int64_t size) {
+  float* first = reinterpret_cast<float*>(address);
+  return {first, first + size};
+}
+
+void bound_attention(const View& q, const View& k, const View& v, Address offsets,
+                     std::int64_t tokens, std::int64_t rows, std::int64_t count, std::int64_t width,
+                     double scale, bool causal, const View& out, Address statistics, int threads) {
+  const KernelTable& table = kernels();
+  const AttentionProblem p =
+      problem_of(q, k, v, offsets, tokens, rows, count, width, scale, causal);
+  const HeadsView<float> to = heads<float>(out);
+  const py::gil_scoped_release release;
+  attention(p, to, statistics_of(statistics, tokens * count), thread_count(threads), table);
+}
+
+void bound_backward(const View& q, const View& k, const View& v, Address offsets,
+                    std::int64_t tokens, std::int64_t rows, std::int64_t count, std::int64_t width,
+                    double scale, bool causal, const View& out, const View& d_out,
+                    Address statistics, const View& d_q, const View& d_k, const View& d_v,
+                    int threads) {
+  const KernelTable& table = kernels();
+  const AttentionProblem p =
+      problem_of(q, k, v, offsets, tokens, rows, count, width, scale, causal);
+  const AttentionGradients gradients{heads<const float>(out), heads<const float>(d_out),
+                                     heads<float>(d_q), heads<float>(d_k), heads<float>(d_v)};
+  const py::gil_scoped_release release;
+  attention_backward(p, statistics_of(statistics, tokens * count), gradients, thread_count(threads),
+                     table);
+}
+
+void bound_decode(const View& q, const View& keys, const View& values, Address offsets,
+                  Address lengths, std::int64_t cached, std::int64_t rows, std::int64_t count,
+                  std::int64_t width, double scale, const View& out, int threads) {
+  const KernelTable& table = kernels();
+  const DecodeProblem p{heads<const float>(q),
+                        heads<const float>(keys),
+                        heads<const float>(values),
+                        reinterpret_cast<const std::int64_t*>(offsets),
+                        reinterpret_cast<const std::int64_t*>(lengths),
+                        rows,
+                        count,
+                        width,
+                        scale};
+  const HeadsView<float> to = heads<float>(out);
+  const py::gil_scoped_release release;
+  decode_attention(p, cached, to, thread_count(threads), table);
+}
+
+}  // namespace
+
+void bind_attention(py::module_& m) {
+  m.def("attention", &bound_attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("offsets"),
+        py::arg("tokens"), py::arg("rows"), py::arg("heads"), py::arg("width"), py::arg("scale"),
+        py::arg("causal"), py::arg("out"), py::arg("statistics"), py::arg("threads") = 0);
+  m.def("attention_backward", &bound_backward, py::arg("q"), py::arg("k"), py::arg("v"),
+        py::arg("offsets"), py::arg("tokens"), py::arg("rows"), py::arg("heads"), py::arg("width"),
+        py::arg("scale"), py::arg("causal"), py::arg("out"), py::arg("d_out"),
+        py::arg("statistics"), py::arg("d_q"), py::arg("d_k"), py::arg("d_v"),
+        py::arg("threads") = 0);
+  m.def("decode_attention", &bound_decode, py::arg("q"), py::arg("keys"), py::arg("values"),
+        py::arg("offsets"), py::arg("lengths"), py::arg("cached"), py::arg("rows"),
+        py::arg("heads"), py::arg("width"), py::arg("scale"), py::arg("out"),
+        py::arg("threads") = 0);
+}
+
+}  // namespace seqrec

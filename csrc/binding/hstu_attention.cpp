@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/hstu_attention.h"
+
+#include "base/thread_pool.h"
+#include "binding/binding.h"
+
+namespace seqrec {
+namespace {
+
+using Address = std::uintptr_t;
+using View = std::tuple<Address, std::int64_t, std::int64_t>;  // data, stride of token, of head
+
+HeadsView view_of(const View& view) {
+  return {at<const float>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
+}
+
+// For callers that hold tensors: addresses and sizes that they have checked. The shape is tokens,
+// rows, heads, width, distances, buckets; the tables are the addresses of offsets, bias, time_bias,
+// times and time_bounds.
+using Sizes =
+    std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+using Tables = std::tuple<Address, Address, Address, Address, Address>;
+
+HstuAttentionInput input_of(const View& q, const View& k, const View& v, const Sizes& sizes,
+                            const Tables& tables, bool causal, float scale, float normaliser) {
+  HstuAttentionInput in{};
+  in.q = view_of(q);
+  in.k = view_of(k);
+  in.v = view_of(v);
+  std::tie(in.tokens, in.rows, in.heads, in.width, in.distances, in.buckets) = sizes;
+  in.offsets = at<const std::int64_t>(std::get<0>(tables));
+  in.bias = at<const float>(std::get<1>(tables));
+  in.time_bias = at<const float>(std::get<2>(tables));
+  in.times = at<const std::int64_t>(std::get<3>(tables));
+  in.time_bounds = at<const std::int64_t>(std::get<4>(tables));
+  in.causal = causal;
+  in.scale = scale;
+  in.normaliser = normaliser;
+  return in;
+}
+
+void bound_forward(const View& q, const View& k, const View& v, const Sizes& sizes,
+                   const Tables& tables, bool causal, float scale, float normaliser, Address out,
+                   int threads) {
+  const KernelTable& table = kernels();
+  const HstuAttentionInput in = input_of(q, k, v, sizes, tables, causal, scale, normaliser);
+  const py::gil_scoped_release release;
+  hstu_attention(in, at<float>(out), threads == 0 ? get_num_threads() : threads, table);
+}
+
+void bound_backward(const View& d_out, const View& q, const View& k, const View& v,
+                    const Sizes& sizes, const Tables& tables, bool causal, float scale,
+                    float normaliser,
+                    const std::tuple<Address, Address, Address, Address, Address>& outputs,
+                    int threads) {
+  const KernelTable& table = kernels();
+  const HstuAttentionInput in = input_of(q, k, v, sizes, tables, causal, scale, normaliser);
+  const HstuAttentionOutput out{at<float>(std::get<0>(outputs)), at<float>(std::get<1>(outputs)),
+                                at<float>(std::get<2>(outputs)), at<float>(std::get<3>(outputs)),
+                                at<float>(std::get<4>(outputs))};
+  const py::gil_scoped_release release;
+  hstu_attention_backward(in, view_of(d_out), out, threads == 0 ? get_num_threads() : threads,
+                          table);
+}
+
+}  // namespace
+
+void bind_hstu_attention(py::module_& m) {
+  m.def("hstu_attention", &bound_forward, py::arg("q"), py::arg("k"), py::arg("v"),
+        py::arg("sizes"), py::arg("tables"), py::arg("causal"), py::arg("scale"),
+        py::arg("normaliser"), py::arg("out"), py::arg("threads") = 0);
+  m.def("hstu_attention_backward", &bound_backward, py::arg("d_out"), py::arg("q"), py::arg("k"),
+        py::arg("v"), py::arg("sizes"), py::arg("tables"), py::arg("causal"), py::arg("scale"),
+        py::arg("normaliser"), py::arg("outputs"), py::arg("threads") = 0);
+}
+
+}  // namespace seqrec
