@@ -77,43 +77,47 @@ struct TileInput {
   std::ptrdiff_t step;
 };
 
+/// Products that are added up in one chain, before the chain is added to the sum: the rounding
+/// error of a sum grows with the length of its chains.
+inline constexpr std::int64_t kChain = 128;
+
+/// sums[r][slot of v] += sum over k of rows[r][k] * weights[k][v], chain by chain. The last vector
+/// of a panel has the slot `last`, the others have their own.
+template <int W, int NV, int MR>
+SEQREC_INLINE void add_factor(const TileFactor& factor, std::ptrdiff_t step, std::ptrdiff_t last,
+                              float* sums) {
+  const float* rows[MR];
+  for (std::int64_t done = 0; done < factor.depth; done += kChain) {
+    const std::int64_t left = factor.depth - done;
+    const std::int64_t depth = left < kChain ? left : kChain;
+    const std::int64_t from = step > 0 ? done : left - depth;
+    for (int r = 0; r < MR; ++r) rows[r] = factor.rows[r] + from;
+    Floats<W> acc[MR][NV] = {};
+    accumulate<W, NV, MR>(rows, depth, factor.weights + from * NV * W, step, acc);
+    for (int r = 0; r < MR; ++r) {
+      for (int v = 0; v < NV; ++v) {
+        float* to = sums + (r * 4 + (v < NV - 1 ? v : last)) * W;
+        store<W>(to, load<W>(to) + acc[r][v]);
+      }
+    }
+  }
+}
+
 /// The sums of MR rows, [MR][4][W]: rnn and lstm one a vector; gru r, z, and of n the input part
 /// and the hidden part.
 template <int W, int NV, int MR>
 SEQREC_NOINLINE void tile_sums(const TileInput& in, float* sums) {
-  Floats<W> acc[MR][NV];
   for (int r = 0; r < MR; ++r) {
-    for (int v = 0; v < NV; ++v) acc[r][v] = load<W>(in.start + r * in.start_step + v * W);
+    for (int v = 0; v < NV; ++v) {
+      store<W>(sums + (r * 4 + v) * W, load<W>(in.start + r * in.start_step + v * W));
+    }
+    if constexpr (NV == 3) store<W>(sums + (r * 4 + 3) * W, load<W>(in.bias_hn));
   }
-  const TileFactor& first = in.step > 0 ? in.x : in.h;
-  const TileFactor& second = in.step > 0 ? in.h : in.x;
-  if constexpr (NV == 4) {
-    accumulate<W, NV, MR>(first.rows, first.depth, first.weights, in.step, acc);
-    accumulate<W, NV, MR>(second.rows, second.depth, second.weights, in.step, acc);
-    for (int r = 0; r < MR; ++r) {
-      for (int v = 0; v < 4; ++v) store<W>(sums + (r * 4 + v) * W, acc[r][v]);
-    }
-  } else {
-    // the candidate of a gru keeps its two sums apart: one waits in memory
-    const std::ptrdiff_t first_n = in.step > 0 ? 2 : 3, second_n = 5 - first_n;
-    const Floats<W> bias = load<W>(in.bias_hn);
-    for (int r = 0; r < MR; ++r) {
-      store<W>(sums + (r * 4 + 2) * W, acc[r][2]);
-      store<W>(sums + (r * 4 + 3) * W, bias);
-      acc[r][2] = load<W>(sums + (r * 4 + first_n) * W);
-    }
-    accumulate<W, NV, MR>(first.rows, first.depth, first.weights, in.step, acc);
-    for (int r = 0; r < MR; ++r) {
-      store<W>(sums + (r * 4 + first_n) * W, acc[r][2]);
-      acc[r][2] = load<W>(sums + (r * 4 + second_n) * W);
-    }
-    accumulate<W, NV, MR>(second.rows, second.depth, second.weights, in.step, acc);
-    for (int r = 0; r < MR; ++r) {
-      store<W>(sums + r * 4 * W, acc[r][0]);
-      store<W>(sums + (r * 4 + 1) * W, acc[r][1]);
-      store<W>(sums + (r * 4 + second_n) * W, acc[r][2]);
-    }
-  }
+  const bool forward = in.step > 0;
+  // the candidate of a gru keeps its two sums apart
+  constexpr std::ptrdiff_t kInputs = NV - 1, kHidden = 3;
+  add_factor<W, NV, MR>(forward ? in.x : in.h, in.step, forward ? kInputs : kHidden, sums);
+  add_factor<W, NV, MR>(forward ? in.h : in.x, in.step, forward ? kHidden : kInputs, sums);
 }
 
 /// The input part of the sums of MR tokens, [MR][NV][W].

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/aligned.h"
+#include "base/huge_pages.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -55,6 +56,11 @@ void recurrent_forward(const RecurrentProblem& p, int threads, const KernelTable
   finish_empty_rows(p);
   const std::vector<std::int64_t> order = longest_first(p);
   if (order.empty()) return;
+  const std::int64_t states = p.tokens * p.hidden * 4;
+  advise_huge_pages(p.output, states);
+  advise_huge_pages(p.gates, states * recurrent_gates(p.cell));
+  advise_huge_pages(p.cells, states);
+  advise_huge_pages(p.hn, states);
 
   const double weights =
       static_cast<double>(recurrent_gates(p.cell) * p.hidden * (p.inputs + p.hidden));

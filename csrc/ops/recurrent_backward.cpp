@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/aligned.h"
+#include "base/huge_pages.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -60,6 +61,8 @@ void recurrent_backward(const RecurrentProblem& p, const RecurrentGradients& g, 
 
   AlignedBuffer<float> packed(static_cast<std::size_t>(kernels.packed_size(p)));
   AlignedBuffer<float> partials(static_cast<std::size_t>(shares * partial));
+  advise_huge_pages(partials.data(), 4 * shares * partial);
+  advise_huge_pages(g.dx, 4 * p.tokens * p.inputs);
   kernels.pack(p, packed.data());
 
   const double work = 4.0 * static_cast<double>(recurrent_gates(p.cell) * p.hidden) *

@@ -188,7 +188,8 @@ class Recurrent(torch.nn.Module):
             native
             and is_plain(values)
             and not needs_gradient(values, *flat, *(given or ()))
-            and all(w is None or _is_native(w) for w in flat)
+            and all(t is None or _is_native(t) for t in (*flat, *(given or ())))
+            and (offsets is None or offsets.device.type == "cpu")
         )
         codes = (CELL_NAMES.index(self.cell), ACTIVATIONS.index(self.cell_activation))
         plan = None

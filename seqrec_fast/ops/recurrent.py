@@ -30,7 +30,7 @@ from seqrec_fast.ops import _recurrent_native
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._rows import TimeMajor, check_jagged, permute_tokens, time_major
 
-__all__ = ["CELLS", "Cell", "CellActivation", "recurrent", "recurrent_reference", "runs_native"]
+__all__ = ["CELLS", "Cell", "CellActivation", "recurrent", "recurrent_reference"]
 
 Cell = Literal["rnn", "lstm", "gru"]
 CellActivation = Literal["tanh", "sigmoid"]

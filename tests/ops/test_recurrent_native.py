@@ -102,6 +102,7 @@ def test_is_as_exact_as_torch(isa: str, cell: str, activation: str) -> None:
     for inputs, hidden in ((64, 64), (20, 100), (7, 33)):
         check(layer(cell, ragged, inputs, hidden), cell_activation=activation)
     check(layer(cell, [30] * 20, 16, 48, state=False), cell_activation=activation)
+    check(layer(cell, [12] * 9, 64, 300), cell_activation=activation)
     check(layer(cell, [200], 16, 64, bias=False), cell_activation=activation)
 
 
@@ -256,6 +257,8 @@ def test_module_paths_agree() -> None:
         assert module(torch.zeros(5, 0, 6))[1][0].shape == (2, 0, 18)
         with pytest.raises(InputError, match="x: expected 6 inputs, found 4"):
             module(torch.zeros(5, 3, 4))
+        with pytest.raises(InputError, match=r"state: expected torch\.float32"):
+            module(x, (torch.zeros(2, 3, 18).double(), torch.zeros(2, 3, 18).double()))
     reference, _ = module(x)  # with a gradient
     torch.testing.assert_close(reference.detach(), want)
 
