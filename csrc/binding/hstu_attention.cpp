@@ -10,7 +10,7 @@ namespace {
 using Address = std::uintptr_t;
 using View = std::tuple<Address, std::int64_t, std::int64_t>;  // data, stride of token, of head
 
-HeadsView view_of(const View& view) {
+HeadsView<const float> view_of(const View& view) {
   return {at<const float>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
 }
 

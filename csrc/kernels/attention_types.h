@@ -2,20 +2,11 @@
 // Data of softmax attention: plain structs, shared by the kernels of every instruction set.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
+#include "kernels/heads.h"
+
 namespace seqrec {
-
-/// A tensor [tokens, heads, width] whose last dimension is contiguous.
-template <typename T>
-struct HeadsView {
-  T* data;
-  std::ptrdiff_t token;  // floats from one token to the next
-  std::ptrdiff_t head;   // floats from one head to the next
-
-  T* at(std::int64_t t, std::int64_t h) const { return data + t * token + h * head; }
-};
 
 /// Self-attention inside each row; row i is the tokens offsets[i] .. offsets[i + 1].
 struct AttentionProblem {

@@ -128,7 +128,7 @@ struct HstuAttentionBackward {
     float* spread = reinterpret_cast<float*>(buckets + kQueries * kKeys);
     float* sums = spread + spread_size(p.max_length, W);
 
-    const auto place_of = [&](const HeadsView& view) {
+    const auto place_of = [&](const HeadsView<const float>& view) {
       return view.data + begin * view.token + head * view.head;
     };
     const std::int64_t out_stride = p.heads * p.width, to = begin * out_stride + head * p.width;

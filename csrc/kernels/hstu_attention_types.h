@@ -4,13 +4,9 @@
 
 #include <cstdint>
 
-namespace seqrec {
+#include "kernels/heads.h"
 
-/// [tokens, heads, width] with dense widths; token t of head h begins at t * token + h * head.
-struct HeadsView {
-  const float* data;
-  std::int64_t token, head;
-};
+namespace seqrec {
 
 /// Tables that give the bucket of a time difference d = |t_i - t_j| without a logarithm.
 ///
@@ -26,7 +22,7 @@ inline constexpr std::int64_t kTimeCells = 64 * 8;
 ///
 /// bias_ij = bias[head, min(|i - j|, distances - 1)] + time_bias[head, bucket of |t_i - t_j|].
 struct HstuAttentionProblem {
-  HeadsView q, k, v;
+  HeadsView<const float> q, k, v;
   const std::int64_t* offsets;  // [rows + 1]
   std::int64_t rows;
   std::int64_t heads;
@@ -45,10 +41,10 @@ struct HstuAttentionProblem {
 
 /// What the backward of one row and head reads and writes.
 struct HstuAttentionGradients {
-  HeadsView out;     // the gradient that comes in
-  float *q, *k, *v;  // [tokens, heads, width], contiguous; written
-  float* bias;       // [distances], of this head, or null; added to
-  float* time_bias;  // [buckets], of this head, or null; added to
+  HeadsView<const float> out;  // the gradient that comes in
+  float *q, *k, *v;            // [tokens, heads, width], contiguous; written
+  float* bias;                 // [distances], of this head, or null; added to
+  float* time_bias;            // [buckets], of this head, or null; added to
 };
 
 /// The functions of the operation, compiled for one instruction set.

@@ -173,7 +173,7 @@ void hstu_attention(const HstuAttentionInput& input, float* out, int threads,
                         });
 }
 
-void hstu_attention_backward(const HstuAttentionInput& input, const HeadsView& d_out,
+void hstu_attention_backward(const HstuAttentionInput& input, const HeadsView<const float>& d_out,
                              const HstuAttentionOutput& output, int threads,
                              const KernelTable& table) {
   check_offsets(input);

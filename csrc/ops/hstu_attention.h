@@ -11,8 +11,8 @@ namespace seqrec {
 
 /// What the caller knows; the operation finds the longest row and makes the tables of times.
 struct HstuAttentionInput {
-  HeadsView q, k, v;            // [tokens, heads, width]
-  const std::int64_t* offsets;  // [rows + 1]
+  HeadsView<const float> q, k, v;  // [tokens, heads, width]
+  const std::int64_t* offsets;     // [rows + 1]
   std::int64_t tokens, rows, heads, width;
   bool causal;
   float scale;
@@ -40,7 +40,7 @@ void hstu_attention(const HstuAttentionInput& input, float* out, int threads,
                     const KernelTable& table);
 
 /// The gradients, given that of `out`. They do not depend on the number of threads.
-void hstu_attention_backward(const HstuAttentionInput& input, const HeadsView& d_out,
+void hstu_attention_backward(const HstuAttentionInput& input, const HeadsView<const float>& d_out,
                              const HstuAttentionOutput& output, int threads,
                              const KernelTable& table);
 

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import gc
 import math
@@ -34,6 +35,10 @@ __all__ = ["allowed_errors", "measure", "pin_threads", "summarise", "time_in_tur
 #: a sample is at least so long, in seconds
 SAMPLE_SECONDS = 2e-3
 LEAST_SAMPLES, MOST_SAMPLES = 5, 60
+#: samples that a contender gets though its part of the budget is used up
+FEWEST_SAMPLES = 3
+#: a call so long needs no other before it to bring its data into the caches
+LONG_SECONDS = 0.05
 #: half the width of the interval in which the median lies, relative to it, that is enough
 ENOUGH = 0.01
 #: how long the workers of one library may spin before they sleep, when there are several threads
@@ -63,7 +68,7 @@ def measure(
     Args:
         case: what to measure.
         threads: for every contender.
-        budget: seconds of timed calls, shared by the contenders; each gets one sample at least.
+        budget: seconds of timed calls, shared by the contenders; see :func:`time_in_turn`.
         without: beginnings of the names of rivals that are not wanted.
         judged: outputs in float64 by name of the case, kept for the next number of threads.
 
@@ -164,6 +169,9 @@ def allowed_errors(standard: dict[str, float], truth: Outputs) -> dict[str, floa
 def _reset_peak_memory() -> int | None:
     """Bytes resident now; None where the system does not tell or cannot forget its peak."""
     gc.collect()
+    # what was freed but is still held by the allocator would hide what is taken next
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
@@ -194,8 +202,8 @@ def time_in_turn(
 ) -> dict[str, list[float]]:
     """Seconds a call, a list of samples by contender.
 
-    Each gets the same part of ``budget``, but at least one sample; those that are done early leave
-    the others alone. A contender that took its whole part in one call is not called again.
+    Each gets the same part of ``budget``, but at least three samples; those that are done early
+    leave the others alone. A contender whose first call takes the whole budget is not called again.
     """
     share = budget / max(len(contenders), 1)
     calls: dict[str, int] = {}
@@ -204,7 +212,7 @@ def time_in_turn(
     for contender in contenders:
         first = _time(contender.run, 1, clock)
         calls[contender.name] = max(1, math.ceil(SAMPLE_SECONDS / max(first, 1e-9)))
-        times[contender.name] = [first] if first >= share else []
+        times[contender.name] = [first] if first >= budget else []
         spent[contender.name] = first
         if calls[contender.name] > 1:  # the first call may have been slow: count again
             many = _time(contender.run, calls[contender.name], clock)
@@ -219,10 +227,12 @@ def time_in_turn(
                     time.sleep(pause)
                 name = contender.name
                 began = clock()
-                contender.run()
+                if times[name] == [] or max(times[name]) < LONG_SECONDS:
+                    contender.run()
                 times[name].append(_time(contender.run, calls[name], clock))
                 spent[name] += clock() - began
-                if _settled(times[name]) or (spent[name] >= share and times[name]):
+                used_up = spent[name] >= share and len(times[name]) >= FEWEST_SAMPLES
+                if used_up or _settled(times[name]):
                     running.remove(contender)
     finally:
         if collecting:

@@ -360,7 +360,7 @@ def _forward(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss, *gradients = _fake(
+    made = _fake(
         hidden,
         weight,
         bias,
@@ -388,6 +388,10 @@ def _forward(
     ]
     h, w, b, y, a, n, q_n, q_y = arrays
     wanted = (want_hidden, want_weight, want_bias)
+    items, dim = weight.shape
+    d_hidden, d_weight, d_bias = (
+        g.data_ptr() if want else 0 for g, want in zip(made[1:], wanted, strict=True)
+    )
     try:
         value = _C.cross_entropy(
             _address(h),
@@ -396,17 +400,20 @@ def _forward(
             _address(y),
             _address(a),
             hidden.shape[0],
-            *weight.shape,
+            items,
+            dim,
             _address(n),
             0 if n is None else n.shape[0],
             _address(q_n),
             _address(q_y),
-            *(g.data_ptr() if want else 0 for g, want in zip(gradients, wanted, strict=True)),
+            d_hidden,
+            d_weight,
+            d_bias,
         )
     except ValueError as error:
         raise InputError(str(error)) from None
-    loss.fill_(value)
-    return (loss, *gradients)
+    made[0].fill_(value)
+    return made
 
 
 def _fake(

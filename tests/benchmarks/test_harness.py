@@ -62,7 +62,7 @@ def test_unsteady_times_get_more_samples_up_to_the_budget() -> None:
     clock = FakeClock()
     unsteady = clock.contender("a", lambda n: 0.01 * (1 + n % 7))
     few = harness.time_in_turn([unsteady], 0.5, clock=clock)
-    assert 1 <= len(few["a"]) < 20
+    assert harness.FEWEST_SAMPLES <= len(few["a"]) < 20
     assert clock.now < 0.8
     clock = FakeClock()
     unsteady = clock.contender("a", lambda n: 0.01 * (1 + n % 7))
@@ -70,13 +70,22 @@ def test_unsteady_times_get_more_samples_up_to_the_budget() -> None:
     assert len(many["a"]) == harness.MOST_SAMPLES
 
 
-def test_a_call_longer_than_its_share_is_made_once() -> None:
+def test_a_call_longer_than_the_budget_is_made_once() -> None:
     clock = FakeClock()
     contenders = [clock.contender("slow", lambda n: 50.0), clock.contender("b", lambda n: 0.01)]
     times = harness.time_in_turn(contenders, 2.0, clock=clock)
     assert times["slow"] == [50.0]
     assert clock.calls.count("slow") == 1
     assert len(times["b"]) == 5
+
+
+def test_a_call_longer_than_its_share_gets_three_samples() -> None:
+    clock = FakeClock()
+    contenders = [clock.contender("slow", lambda n: 1.5), clock.contender("b", lambda n: 0.01)]
+    times = harness.time_in_turn(contenders, 2.0, clock=clock)
+    assert times["slow"] == pytest.approx([1.5] * 3)
+    # the calibration, an untimed call before the first sample, three samples
+    assert clock.calls.count("slow") == 5
 
 
 def test_largest_error_sees_shapes_and_nan() -> None:
