@@ -48,8 +48,9 @@ struct Attention {
   template <int NV>
   static SEQREC_NOINLINE void score_keys(const Scratch& s, std::int64_t width, std::int64_t padded,
                                          int from, std::int64_t begin, std::int64_t end,
-                                         float* scores) {
+                                         float* scores, Ahead<4>& ahead) {
     for (std::int64_t key = begin; key < end; key += kKeyRows) {
+      ahead.fetch();
       F acc[kKeyRows][NV] = {};
       attention_tile<W, kKeyRows, NV>(s.keys + key * padded, padded, 1, s.panel + from * W,
                                       kQueries, width, acc);
@@ -61,13 +62,14 @@ struct Attention {
   }
 
   static void score_vectors(int count, const Scratch& s, std::int64_t width, std::int64_t padded,
-                            int from, std::int64_t begin, std::int64_t end, float* scores) {
+                            int from, std::int64_t begin, std::int64_t end, float* scores,
+                            Ahead<4>& ahead) {
     if (begin >= end) return;
     if constexpr (kVectors == 3) {
-      if (count == 3) return score_keys<3>(s, width, padded, from, begin, end, scores);
+      if (count == 3) return score_keys<3>(s, width, padded, from, begin, end, scores, ahead);
     }
-    if (count == 2) return score_keys<2>(s, width, padded, from, begin, end, scores);
-    score_keys<1>(s, width, padded, from, begin, end, scores);
+    if (count == 2) return score_keys<2>(s, width, padded, from, begin, end, scores, ahead);
+    score_keys<1>(s, width, padded, from, begin, end, scores, ahead);
   }
 
   /// Turns one vector of scores down `keys` keys into weights; updates its maximum and sum.
@@ -127,8 +129,8 @@ struct Attention {
 
   static SEQREC_NOINLINE void attend(const AttentionProblem& p, const Scratch& s,
                                      const QueryBlock& block, std::int64_t length,
-                                     std::int64_t padded, float* reference_out,
-                                     float* inverse_out) {
+                                     std::int64_t padded, float* reference_out, float* inverse_out,
+                                     Ahead<4>& ahead) {
     const int vectors = static_cast<int>((block.count + W - 1) / W);
     const std::int64_t limit = p.causal ? block.first + block.count : length;
     F reference[kVectors], total[kVectors];
@@ -148,13 +150,13 @@ struct Attention {
         const std::int64_t seen = p.causal && query + W < end ? query + W : end;
         float* scores = s.scores + v * W;
         if (!p.causal) {
-          if (v == 0) score_vectors(vectors, s, p.width, padded, 0, begin, end, s.scores);
+          if (v == 0) score_vectors(vectors, s, p.width, padded, 0, begin, end, s.scores, ahead);
         } else {
           // this vector and the later ones together, over the keys that no earlier vector saw
           const std::int64_t from = v == 0 || query < begin ? begin : query;
           if (v == 0 || seen > from) {
             score_vectors(vectors - v, s, p.width, padded, v, from, seen,
-                          s.scores + (from - begin) * kQueries);
+                          s.scores + (from - begin) * kQueries, ahead);
           }
           for (std::int64_t key = query > begin ? query : begin; key < seen; ++key) {
             float* at = scores + (key - begin) * kQueries;
@@ -190,15 +192,37 @@ struct Attention {
     }
   }
 
-  static void forward(const AttentionProblem& p, std::int64_t row, std::int64_t head,
+  static void pack_keys(const AttentionProblem& p, const Scratch& s, std::int64_t head,
+                        std::int64_t start, std::int64_t first, std::int64_t count) {
+    const std::int64_t padded = Shape::padded(p.width), token = start + first;
+    pack_rows<W>(p.k.at(token, head), p.k.token, count, p.width, padded, {1.0f, 0.0f}, kSpare,
+                 s.keys + first * padded);
+    pack_rows<W>(p.v.at(token, head), p.v.token, count, p.width, padded, {1.0f, 0.0f}, kSpare,
+                 s.values + first * padded);
+  }
+
+  /// What the next block reads and writes.
+  static void aim(Ahead<4>& ahead, const AttentionProblem& p, const AttentionTask& task,
+                  HeadsView<float> out, const QueryBlock& block, std::int64_t limit) {
+    const NextBlock next = next_block<W>(p, task, block);
+    ahead.begin(next.count, p.width, limit / kKeyRows);
+    ahead.set(0, p.q, next.token, next.head);
+    ahead.set(1, out, next.token, next.head);
+    // without a mask the keys of this row are packed already
+    const bool keys = p.causal || !next.same_row;
+    ahead.set(2, keys ? p.k : p.q, next.token, next.head);
+    ahead.set(3, keys ? p.v : p.q, next.token, next.head);
+  }
+
+  static void forward(const AttentionProblem& p, const AttentionTask& task,
+
                       float* scratch, HeadsView<float> out, AttentionStatistics statistics) {
-    const std::int64_t start = p.offsets[row], length = p.offsets[row + 1] - start;
+    const std::int64_t head = task.head, start = p.offsets[task.row];
+    const std::int64_t length = p.offsets[task.row + 1] - start;
     const std::int64_t padded = Shape::padded(p.width);
     const Scratch s = carve(scratch, padded, length);
-    pack_rows<W>(p.k.at(start, head), p.k.token, length, p.width, padded, {1.0f, 0.0f}, kSpare,
-                 s.keys);
-    pack_rows<W>(p.v.at(start, head), p.v.token, length, p.width, padded, {1.0f, 0.0f}, kSpare,
-                 s.values);
+    if (!p.causal) pack_keys(p, s, head, start, 0, length);
+    Ahead<4> ahead;
     const Factor factor = query_factor(p.scale);
     const std::int64_t whole = p.width / W * W;
     for (QueryBlock block = Shape::first_block(length); block.first < length;
@@ -207,14 +231,18 @@ struct Attention {
       pack_rows<W>(p.q.at(token, head), p.q.token, block.count, p.width, padded, factor,
                    kQueries - block.count, s.queries);
       transpose_rows<W, kVectors>(s.queries, padded, s.panel);
+      if (p.causal) pack_keys(p, s, head, start, block.first, block.count);
+      aim(ahead, p, task, out, block, p.causal ? block.first + block.count : length);
       float inverse[kQueries];
-      attend(p, s, block, length, padded, statistics.reference + head * p.tokens + token, inverse);
+      attend(p, s, block, length, padded, statistics.reference + head * p.tokens + token, inverse,
+             ahead);
       for (std::int64_t r = 0; r < block.count; ++r) {
         const float* from = s.sums + r * padded;
         float* to = out.at(token + r, head);
         statistics.inverse[head * p.tokens + token + r] = inverse[r];
-        for (std::int64_t c = 0; c < whole; c += W)
+        for (std::int64_t c = 0; c < whole; c += W) {
           store<W>(to + c, load<W>(from + c) * inverse[r]);
+        }
         if (whole < p.width) {
           store_part<W>(to + whole, load<W>(from + whole) * inverse[r], p.width - whole);
         }

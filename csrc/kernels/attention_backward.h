@@ -142,13 +142,16 @@ struct AttentionBackward {
     if (c < padded) add_product<1>(a, row, depth_stride, b + c, depth, padded, fresh, sums + c);
   }
 
-  static SEQREC_NOINLINE void attend(const Scratch& s, const Block& b, std::int64_t length) {
+  static SEQREC_NOINLINE void attend(const Scratch& s, const Block& b, std::int64_t length,
+                                     Ahead<8>& ahead) {
     const std::int64_t first = b.queries.first, count = b.queries.count;
     const int vectors = static_cast<int>((count + W - 1) / W);
     const std::int64_t limit = b.causal ? first + count : length;
     for (std::int64_t begin = 0; begin < limit; begin += kChunk) {
       const std::int64_t end = begin + kChunk < limit ? begin + kChunk : limit;
       for (std::int64_t group = begin; group < end; group += kGroup) {
+        ahead.fetch();
+
         for (std::int64_t key = group; key < group + kGroup; key += kKeyRows) {
           float* weights = s.weights + (key - group) * kQueries;
           float* d_scores = s.d_scores + (key - begin) * kQueries;
@@ -228,18 +231,45 @@ struct AttentionBackward {
     }
   }
 
-  static void backward(const AttentionProblem& p, std::int64_t row, std::int64_t head,
+  static void pack_keys(const AttentionProblem& p, const Scratch& s, std::int64_t head,
+                        std::int64_t start, std::int64_t first, std::int64_t count) {
+    const std::int64_t padded = Shape::padded(p.width), token = start + first;
+    pack_rows<W>(p.k.at(token, head), p.k.token, count, p.width, padded, {1.0f, 0.0f}, kGroup,
+                 s.keys + first * padded);
+    pack_rows<W>(p.v.at(token, head), p.v.token, count, p.width, padded, {1.0f, 0.0f}, kGroup,
+                 s.values + first * padded);
+    // rows that the block before cleared as its spare ones may have been added to since: by zeros
+    pack_rows<W>(nullptr, 0, 0, p.width, padded, {}, count + kGroup, s.d_keys + first * padded);
+    pack_rows<W>(nullptr, 0, 0, p.width, padded, {}, count + kGroup, s.d_values + first * padded);
+  }
+
+  /// What the next block reads and writes, and where the gradients of this one's keys will go.
+  static void aim(Ahead<8>& ahead, const AttentionProblem& p, const AttentionTask& task,
+                  const AttentionGradients& g, const QueryBlock& block, std::int64_t limit) {
+    const NextBlock next = next_block<W>(p, task, block);
+    ahead.begin(next.count, p.width, limit / kGroup);
+    ahead.set(0, p.q, next.token, next.head);
+    ahead.set(1, g.out, next.token, next.head);
+    ahead.set(2, g.d_out, next.token, next.head);
+    ahead.set(3, g.d_q, next.token, next.head);
+    // without a mask the keys of this row are packed already
+    const bool keys = p.causal || !next.same_row;
+    ahead.set(4, keys ? p.k : p.q, next.token, next.head);
+    ahead.set(5, keys ? p.v : p.q, next.token, next.head);
+    ahead.set(6, g.d_k, p.offsets[task.row] + block.first, task.head);
+    ahead.set(7, g.d_v, p.offsets[task.row] + block.first, task.head);
+  }
+
+  static void backward(const AttentionProblem& p, const AttentionTask& task,
+
                        float* scratch, AttentionStatistics statistics,
                        const AttentionGradients& g) {
-    const std::int64_t start = p.offsets[row], length = p.offsets[row + 1] - start;
+    const std::int64_t head = task.head, start = p.offsets[task.row];
+    const std::int64_t length = p.offsets[task.row + 1] - start;
     const std::int64_t padded = Shape::padded(p.width);
     const Scratch s = carve(scratch, padded, length);
-    pack_rows<W>(p.k.at(start, head), p.k.token, length, p.width, padded, {1.0f, 0.0f}, kGroup,
-                 s.keys);
-    pack_rows<W>(p.v.at(start, head), p.v.token, length, p.width, padded, {1.0f, 0.0f}, kGroup,
-                 s.values);
-    pack_rows<W>(nullptr, 0, 0, p.width, padded, {}, length + kGroup, s.d_keys);
-    pack_rows<W>(nullptr, 0, 0, p.width, padded, {}, length + kGroup, s.d_values);
+    if (!p.causal) pack_keys(p, s, head, start, 0, length);
+    Ahead<8> ahead;
     Block b{};
     b.width = p.width;
     b.padded = padded;
@@ -248,7 +278,9 @@ struct AttentionBackward {
          b.queries = {b.queries.first + b.queries.count, kQueries}) {
       const std::int64_t token = start + b.queries.first;
       begin_block(p, s, token, head, statistics, g, b);
-      attend(s, b, length);
+      if (p.causal) pack_keys(p, s, head, start, b.queries.first, b.queries.count);
+      aim(ahead, p, task, g, b.queries, p.causal ? b.queries.first + b.queries.count : length);
+      attend(s, b, length, ahead);
       write_rows(s.d_queries, b.queries.count, p.width, padded, static_cast<float>(p.scale),
                  g.d_q.at(token, head), g.d_q.token);
     }

@@ -29,14 +29,20 @@ struct AttentionGradients {
   HeadsView<float> d_q, d_k, d_v;
 };
 
+/// A row and a head, and which will probably come after them: fetched meanwhile.
+struct AttentionTask {
+  std::int64_t row, head;
+  std::int64_t next_row, next_head;  // -1: none
+};
+
 /// Each function does one row and one head in scratch memory of its caller. The scratch holds as
 /// many floats as the function beside it says for the longest row.
 struct AttentionKernels {
   std::int64_t (*forward_scratch)(std::int64_t width, std::int64_t length);
-  void (*forward)(const AttentionProblem& p, std::int64_t row, std::int64_t head, float* scratch,
+  void (*forward)(const AttentionProblem& p, const AttentionTask& task, float* scratch,
                   HeadsView<float> out, AttentionStatistics statistics);
   std::int64_t (*backward_scratch)(std::int64_t width, std::int64_t length);
-  void (*backward)(const AttentionProblem& p, std::int64_t row, std::int64_t head, float* scratch,
+  void (*backward)(const AttentionProblem& p, const AttentionTask& task, float* scratch,
                    AttentionStatistics statistics, const AttentionGradients& gradients);
 };
 

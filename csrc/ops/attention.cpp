@@ -27,7 +27,7 @@ void check_offsets(const std::int64_t* offsets, std::int64_t rows, std::int64_t 
   }
 }
 
-/// Calls body(row, head, scratch) for every row and head; on several threads longest rows first.
+/// Calls body(task, scratch) for every row and head; on several threads longest rows first.
 template <typename Length, typename Body>
 void each_row_and_head(std::int64_t rows, std::int64_t heads, Length length, double nanoseconds,
                        int threads, std::int64_t scratch, Body body) {
@@ -47,9 +47,14 @@ void each_row_and_head(std::int64_t rows, std::int64_t heads, Length length, dou
     for (;;) {
       const std::int64_t task = next.fetch_add(1, std::memory_order_relaxed);
       if (task >= tasks) return;
-      const std::int64_t place = task / heads;
-      const std::int64_t row = order.empty() ? place : order[static_cast<std::size_t>(place)];
-      body(row, task % heads, memory.data());
+      const auto row_of = [&](std::int64_t place) {
+        return order.empty() ? place : order[static_cast<std::size_t>(place)];
+      };
+      const std::int64_t later = task + shares;
+      const bool more = later < tasks;
+      body(AttentionTask{row_of(task / heads), task % heads, more ? row_of(later / heads) : -1,
+                         more ? later % heads : -1},
+           memory.data());
     }
   });
 }
@@ -79,8 +84,8 @@ void attention(const AttentionProblem& p, HeadsView<float> out, AttentionStatist
   const auto length = [&](std::int64_t row) { return p.offsets[row + 1] - p.offsets[row]; };
   each_row_and_head(p.rows, p.heads, length, 2.0 * plan.products / kRate, threads,
                     table.attention->forward_scratch(p.width, plan.longest),
-                    [&](std::int64_t row, std::int64_t head, float* scratch) {
-                      table.attention->forward(p, row, head, scratch, out, statistics);
+                    [&](const AttentionTask& task, float* scratch) {
+                      table.attention->forward(p, task, scratch, out, statistics);
                     });
 }
 
@@ -92,8 +97,8 @@ void attention_backward(const AttentionProblem& p, AttentionStatistics statistic
   const auto length = [&](std::int64_t row) { return p.offsets[row + 1] - p.offsets[row]; };
   each_row_and_head(p.rows, p.heads, length, 5.0 * plan.products / kRate, threads,
                     table.attention->backward_scratch(p.width, plan.longest),
-                    [&](std::int64_t row, std::int64_t head, float* scratch) {
-                      table.attention->backward(p, row, head, scratch, statistics, gradients);
+                    [&](const AttentionTask& task, float* scratch) {
+                      table.attention->backward(p, task, scratch, statistics, gradients);
                     });
 }
 
@@ -114,8 +119,8 @@ void decode_attention(const DecodeProblem& p, std::int64_t cached, HeadsView<flo
   each_row_and_head(
       p.rows, p.heads, [&](std::int64_t row) { return p.length(row); }, bytes / kBytes, threads,
       table.decode->scratch(p.width),
-      [&](std::int64_t row, std::int64_t head, float* scratch) {
-        table.decode->decode(p, row, head, scratch, out);
+      [&](const AttentionTask& task, float* scratch) {
+        table.decode->decode(p, task.row, task.head, scratch, out);
       });
 }
 
