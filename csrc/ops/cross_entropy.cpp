@@ -18,8 +18,10 @@ namespace seqrec {
 namespace {
 
 constexpr std::int64_t kItems = kCrossEntropyItems;
-constexpr std::int64_t kKept = std::int64_t{1} << 22;         // exponentials kept: 16 MiB
-constexpr std::int64_t kFewest = 96;                          // tokens that make keeping worthwhile
+// Exponentials kept between the passes: 16 MiB, more only for the sake of enough tokens at once.
+constexpr std::int64_t kKept = std::int64_t{4} << 20, kKeptMost = std::int64_t{12} << 20;
+constexpr std::int64_t kEnough = 120;  // tokens for which the table is read again without much loss
+constexpr std::int64_t kFewest = 96;   // tokens that make keeping worthwhile at all
 constexpr std::int64_t kTokens = 4096;                        // tokens in a chunk at most
 constexpr std::int64_t kTokenFloats = std::int64_t{1} << 20;  // numbers in a chunk of them at most
 constexpr std::int64_t kStep = 48;  // tokens whose exponentials are worked on while in the cache
@@ -83,7 +85,8 @@ class CrossEntropyRun {
     const std::int64_t most = std::max(
         kStep,
         std::min(kTokens, kTokenFloats / padded_ / kCrossEntropyTokens * kCrossEntropyTokens));
-    const std::int64_t fit = kKept / (std::max<std::int64_t>(blocks_, 1) * kItems);
+    const std::int64_t one = std::max<std::int64_t>(blocks_, 1) * kItems;
+    const std::int64_t fit = std::max(kKept / one, std::min(kEnough, kKeptMost / one));
     keeps_ = item_gradients_ && fit >= std::min(kFewest, p_.tokens);
     const std::int64_t room =
         keeps_ ? std::min(fit / kCrossEntropyTokens * kCrossEntropyTokens, most) : most;

@@ -32,9 +32,9 @@ struct CrossEntropyGradients {
 
 /// Returns the loss and writes the gradients that are wanted.
 ///
-/// Extra memory is about 40 MiB at most (see kKept in the source), beside a copy of the samples'
-/// rows where there are samples. The result depends on the number of threads only by rounding, and
-/// is always the same for the same number. Throws std::bad_alloc.
+/// Extra memory is about 56 MiB at most (see kKeptMost in the source), beside a copy of the
+/// samples' rows where there are samples. The result depends on the number of threads only by
+/// rounding, and is always the same for the same number. Throws std::bad_alloc.
 float cross_entropy(const CrossEntropyProblem& problem, const CrossEntropyGradients& gradients,
                     int threads, const KernelTable& table);
 
