@@ -124,6 +124,7 @@ class CrossEntropyRun {
     totals_ = buffer<double>(chunk_);
     if (item_gradients_) scaled_ = buffer<float>(chunk_ * padded_);
     if (keeps_) kept_ = buffer<float>(blocks_ * chunk_ * kItems);
+    prefer_huge_pages(kept_);
     if (p_.samples != nullptr && g_.weight != nullptr)
       d_samples_ = buffer<float>(columns_ * p_.dim);
     if (p_.samples != nullptr && g_.bias != nullptr) d_shift_ = buffer<float>(columns_);
