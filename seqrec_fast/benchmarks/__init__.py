@@ -17,7 +17,7 @@ from seqrec_fast.errors import InputError
 __all__ = ["OPERATIONS", "cases"]
 
 #: operations that are measured; each is a module of ``seqrec_fast.benchmarks.operations``
-OPERATIONS = ("gemm", "recurrent", "attention", "cross_entropy")
+OPERATIONS = ("gemm", "recurrent", "attention", "hstu_attention", "cross_entropy")
 
 
 def cases(operation: str) -> list[Case]:

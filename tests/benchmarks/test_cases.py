@@ -108,6 +108,10 @@ def small(operation: str, monkeypatch: pytest.MonkeyPatch) -> list[benchmarks.Ca
             shapes.AttentionShape(3, 9, 2, 4),
             shapes.AttentionShape(3, 50, 2, 4, "beauty"),
         ],
+        "hstu_attention": [
+            shapes.AttentionShape(3, 9, 2, 4),
+            shapes.AttentionShape(3, 50, 2, 4, "beauty"),
+        ],
         "cross_entropy": [shapes.CrossEntropyShape(5, 11, 3)],
     }
     monkeypatch.setattr(module, operation.upper(), kinds[operation])
