@@ -44,13 +44,17 @@ SEQREC_INLINE std::int64_t whole_vectors(std::int64_t n) {
 
 /// c[MR][NV * W] = or += the sum over k of a(r, k) * b[k][NV * W], rows of b and c strides apart.
 ///
-/// a(r, k) is a[r * lda + k], or a[k * lda + r] where A is transposed.
+/// a(r, k) is a[r * lda + k], or a[k * lda + r] where A is transposed. The loops over the tile are
+/// marked for unrolling because GCC else unrolls them only after it has decided what can live in
+/// registers: the sums would pass through the stack before and after the loop over k.
 template <int W, int MR, int NV, bool kTransposed, bool kAdd>
 SEQREC_NOINLINE void product(const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
                              std::int64_t depth, float* c, std::int64_t ldc) {
   Floats<W> acc[MR][NV];
+#pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
-    for (int v = 0; v < NV; ++v) acc[r][v] = kAdd ? load<W>(c + r * ldc + v * W) : Floats<W>{};
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) acc[r][v] = Floats<W>{};
   }
   for (std::int64_t k = 0; k < depth; ++k) {
     const float* row = b + k * ldb;
@@ -60,22 +64,34 @@ SEQREC_NOINLINE void product(const float* a, std::int64_t lda, const float* b, s
     // what is fewer stays in registers while the other passes: else a tile would not fit into 16
     if constexpr (NV > MR) {
       Floats<W> x[MR];
+#pragma GCC unroll 16
       for (int r = 0; r < MR; ++r) x[r] = element(r);
+#pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) {
         const Floats<W> column = load<W>(row + v * W);
+#pragma GCC unroll 16
         for (int r = 0; r < MR; ++r) acc[r][v] += x[r] * column;
       }
     } else {
       Floats<W> column[NV];
+#pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) column[v] = load<W>(row + v * W);
+#pragma GCC unroll 16
       for (int r = 0; r < MR; ++r) {
         const Floats<W> x = element(r);
+#pragma GCC unroll 16
         for (int v = 0; v < NV; ++v) acc[r][v] += x * column[v];
       }
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
-    for (int v = 0; v < NV; ++v) store<W>(c + r * ldc + v * W, acc[r][v]);
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) {
+      // added at the end: sums of sums lose less than one long sum
+      float* to = c + r * ldc + v * W;
+      store<W>(to, kAdd ? load<W>(to) + acc[r][v] : acc[r][v]);
+    }
   }
 }
 
@@ -159,6 +175,15 @@ SEQREC_NOINLINE void unpack_rows(const float* from, std::int64_t count, std::int
   }
 }
 
+/// Asks for rows of a tensor that will be read, or written, soon: into the second-level cache.
+template <bool kWrite>
+SEQREC_INLINE void prefetch_rows(const float* from, std::int64_t stride, std::int64_t count,
+                                 std::int64_t width) {
+  for (std::int64_t r = 0; r < count; ++r, from += stride) {
+    for (std::int64_t c = 0; c < width; c += 16) __builtin_prefetch(from + c, kWrite, 2);
+  }
+}
+
 // ------------------------------------------------------------------------------- bias
 
 /// The bias of one row and head by j - i, so that the keys of a query read it in order.
@@ -235,7 +260,8 @@ SEQREC_NOINLINE void multiply_keys(const Place& place, const float* a, std::int6
 template <int W>
 SEQREC_INLINE Floats<W> one_plus_exp2(Floats<W> t) {
   using namespace vecmath;
-  // NaN passes: minimum and maximum return their second argument then
+  // 2^128 is infinity, by which the sigmoid becomes 0. NaN passes: minimum and maximum return their
+  // second argument then.
   const Floats<W> bounded = minimum<W>(broadcast<W>(128.0f), maximum<W>(broadcast<W>(-126.0f), t));
   const Floats<W> shifted = bounded + kRound;
   const Floats<W> r = bounded - (shifted - kRound);
@@ -246,7 +272,6 @@ SEQREC_INLINE Floats<W> one_plus_exp2(Floats<W> t) {
   y = y * r + 2.40226507e-1f;
   y = y * r + 6.93147181e-1f;
   y = y * r + 1.0f;
-  // 2^128 is infinity, so that the sigmoid of what is far below becomes 0
   const Floats<W> power = floats_of<W>((bits_of<W>(shifted) << 23) + (127 << 23));
   return y * power + 1.0f;
 }
@@ -285,6 +310,29 @@ SEQREC_NOINLINE void apply_silu(const Place& place, const float* bias, float* sc
     for (; c < last; c += W) store<W>(row + c, Floats<W>{});
   }
 }
+
+/// The row and head that most likely come next, and how much of them there is to ask for.
+struct Next {
+  std::int64_t begin, length, head;
+
+  SEQREC_INLINE Next(const HstuAttentionProblem& p, std::int64_t row, std::int64_t head_now)
+      : begin(0), length(0), head(head_now + 1) {
+    if (head == p.heads) {
+      head = 0;
+      ++row;
+    }
+    if (row == p.rows) return;
+    begin = p.offsets[row];
+    length = p.offsets[row + 1] - begin;
+  }
+
+  /// Tokens from .. from + count of it, where there are so many.
+  SEQREC_INLINE void prefetch(const HeadsView<const float>& view, std::int64_t from,
+                              std::int64_t count, std::int64_t width) const {
+    prefetch_rows<false>(view.data + (begin + from) * view.token + head * view.head, view.token,
+                         lesser(count, length - from), width);
+  }
+};
 
 }  // namespace hstu
 
@@ -325,10 +373,16 @@ struct HstuAttentionForward {
     }
     if (p.bias) spread_bias<W>(p.bias + head * p.distances, p.distances, length, spread);
 
+    const Next next(p, row, head);
     const float* q = p.q.data + begin * p.q.token + head * p.q.head;
     for (std::int64_t at = first; at < end; at += kQueries) {
       const std::int64_t queries = lesser(kQueries, end - at);
       for (std::int64_t i = 0; i < queries * padded; i += W) store<W>(sums + i, Floats<W>{});
+      float* to = out + ((begin + at) * p.heads + head) * p.width;
+      prefetch_rows<true>(to, p.heads * p.width, queries, p.width);
+      next.prefetch(p.q, at, kQueries, p.width);
+      next.prefetch(p.k, at, kQueries, p.width);
+      next.prefetch(p.v, at, kQueries, p.width);
       const std::int64_t limit = p.causal ? at + queries : length;
       for (std::int64_t key = 0; key < limit; key += kKeys) {
         const Place place{at, queries, key, lesser(kKeys, limit - key), p.causal};
@@ -349,8 +403,8 @@ struct HstuAttentionForward {
                                         sums + r * padded, padded, rows, padded);
         }
       }
-      unpack_rows<W>(sums, queries, p.width, padded, kFromLog2 / p.normaliser,
-                     out + ((begin + at) * p.heads + head) * p.width, p.heads * p.width);
+      unpack_rows<W>(sums, queries, p.width, padded, kFromLog2 / p.normaliser, to,
+                     p.heads * p.width);
     }
   }
 };

@@ -142,6 +142,7 @@ struct HstuAttentionBackward {
         store<W>(slopes + r * kStride - W, Floats<W>{});
       }
     }
+    const Next next(p, row, head);
     float* middle = sums + kMargin + length - 1;  // of the diagonal i = j
 
     for (std::int64_t key = 0; key < length; key += kKeys) {
@@ -151,7 +152,18 @@ struct HstuAttentionBackward {
       pack_transposed<W>(k, key_rows, padded, 1.0f, v_transposed);
       pack_rows<W>(place_of(p.k) + key * p.k.token, p.k.token, keys, key_rows, p.width, padded, k);
       pack_transposed<W>(k, key_rows, padded, kToLog2 * p.scale, k_transposed);
-      for (std::int64_t i = 0; i < 2 * block; i += W) store<W>(d_k + i, Floats<W>{});
+      for (std::int64_t i = 0; i < keys * padded; i += W) {
+        store<W>(d_k + i, Floats<W>{});
+        store<W>(d_v + i, Floats<W>{});
+      }
+      const std::int64_t written = to + key * out_stride;
+      prefetch_rows<true>(g.q + written, out_stride, keys, p.width);
+      prefetch_rows<true>(g.k + written, out_stride, keys, p.width);
+      prefetch_rows<true>(g.v + written, out_stride, keys, p.width);
+      next.prefetch(p.q, key, kKeys, p.width);
+      next.prefetch(p.k, key, kKeys, p.width);
+      next.prefetch(p.v, key, kKeys, p.width);
+      next.prefetch(g.out, key, kKeys, p.width);
 
       for (std::int64_t at = p.causal ? key : 0; at < length; at += kQueries) {
         const Place place{at, lesser(kQueries, length - at), key, keys, p.causal};
@@ -188,10 +200,8 @@ struct HstuAttentionBackward {
           add_by_bucket(place, slopes, kStride, buckets, 1.0f / p.normaliser, g.time_bias);
         }
       }
-      unpack_rows<W>(d_k, keys, p.width, padded, p.scale / p.normaliser,
-                     g.k + to + key * out_stride, out_stride);
-      unpack_rows<W>(d_v, keys, p.width, padded, 1.0f / p.normaliser, g.v + to + key * out_stride,
-                     out_stride);
+      unpack_rows<W>(d_k, keys, p.width, padded, p.scale / p.normaliser, g.k + written, out_stride);
+      unpack_rows<W>(d_v, keys, p.width, padded, 1.0f / p.normaliser, g.v + written, out_stride);
     }
     unpack_rows<W>(d_q, length, p.width, padded, p.scale / p.normaliser, g.q + to, out_stride);
     for (std::int64_t d = 0; g.bias && d < length; ++d) {

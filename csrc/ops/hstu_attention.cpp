@@ -132,7 +132,14 @@ struct Plan {
   int threads;
   std::vector<std::int64_t> begins;
   std::int64_t shares() const { return static_cast<std::int64_t>(begins.size()) - 1; }
+  std::int64_t begin(std::int64_t share) const { return begins[static_cast<std::size_t>(share)]; }
 };
+
+/// Heads that a task takes: all, row after row, so that it finds a row in the cache for the second
+/// head; a task each where there are few shares.
+std::int64_t heads_each(const HstuAttentionProblem& p, const Plan& plan) {
+  return plan.threads == 1 || plan.shares() >= 2 * plan.threads ? p.heads : 1;
+}
 
 /// `fixed`: shares that do not depend on the threads.
 Plan plan_of(const HstuAttentionProblem& p, int products, int threads, bool fixed) {
@@ -154,23 +161,25 @@ void hstu_attention(const HstuAttentionInput& input, float* out, int threads,
   const HstuAttentionKernels& kernel = *table.hstu_attention;
   const Plan plan = plan_of(p, 2, threads, false);
   // Where there are fewer rows and heads than threads could use, long rows are cut by queries.
-  const std::int64_t units = plan.shares() * p.heads;
+  const std::int64_t together = heads_each(p, plan), groups = p.heads / together;
+  const std::int64_t units = plan.shares() * groups;
   const std::int64_t wanted = plan.threads == 1 ? 1 : (4 * plan.threads + units - 1) / units;
   const std::int64_t even = (p.max_length + wanted - 1) / wanted;
   const std::int64_t piece = std::max(kLeastPiece, even);
   const std::int64_t pieces = (p.max_length + piece - 1) / piece;
-  parallel_with_scratch(units * pieces, plan.threads, kernel.forward_scratch(p),
-                        [&](std::int64_t task, float* scratch) {
-                          const std::int64_t share = task / (p.heads * pieces),
-                                             head = task / pieces % p.heads;
-                          const std::int64_t first = task % pieces * piece;
-                          for (std::int64_t row = plan.begins[static_cast<std::size_t>(share)];
-                               row < plan.begins[static_cast<std::size_t>(share) + 1]; ++row) {
-                            const std::int64_t length = p.offsets[row + 1] - p.offsets[row];
-                            const std::int64_t end = std::min(first + piece, length);
-                            if (first < end) kernel.forward(p, row, head, first, end, scratch, out);
-                          }
-                        });
+  parallel_with_scratch(
+      units * pieces, plan.threads, kernel.forward_scratch(p),
+      [&](std::int64_t task, float* scratch) {
+        const std::int64_t unit = task / pieces, first = task % pieces * piece;
+        const std::int64_t share = unit / groups, head = unit % groups * together;
+        for (std::int64_t row = plan.begin(share); row < plan.begin(share + 1); ++row) {
+          const std::int64_t end = std::min(first + piece, p.offsets[row + 1] - p.offsets[row]);
+          if (first >= end) continue;
+          for (std::int64_t h = head; h < head + together; ++h) {
+            kernel.forward(p, row, h, first, end, scratch, out);
+          }
+        }
+      });
 }
 
 void hstu_attention_backward(const HstuAttentionInput& input, const HeadsView<const float>& d_out,
@@ -188,27 +197,26 @@ void hstu_attention_backward(const HstuAttentionInput& input, const HeadsView<co
   const HstuAttentionProblem p = problem_of(input, tables);
   const HstuAttentionKernels& kernel = *table.hstu_attention;
   const Plan plan = plan_of(p, 5, threads, distances + buckets > 0);
-  const std::int64_t shares = plan.shares(), units = shares * p.heads;
-  AlignedBuffer<float> sums(static_cast<std::size_t>(units * (distances + buckets)));
+  const std::int64_t together = heads_each(p, plan), groups = p.heads / together;
+  const std::int64_t shares = plan.shares(), lists = shares * p.heads;
+  AlignedBuffer<float> sums(static_cast<std::size_t>(lists * (distances + buckets)));
   std::fill_n(sums.data(), sums.size(), 0.0f);
-  float* time_sums = sums.data() + units * distances;
-  parallel_with_scratch(units, plan.threads, kernel.backward_scratch(p),
-                        [&](std::int64_t task, float* scratch) {
-                          const std::int64_t share = task / p.heads, head = task % p.heads;
-                          HstuAttentionGradients g{};
-                          g.out = d_out;
-                          g.q = output.q;
-                          g.k = output.k;
-                          g.v = output.v;
-                          if (distances > 0) g.bias = sums.data() + task * distances;
-                          if (buckets > 0) g.time_bias = time_sums + task * buckets;
-                          for (std::int64_t row = plan.begins[static_cast<std::size_t>(share)];
-                               row < plan.begins[static_cast<std::size_t>(share) + 1]; ++row) {
-                            if (p.offsets[row] < p.offsets[row + 1]) {
-                              kernel.backward(p, g, row, head, scratch);
-                            }
-                          }
-                        });
+  float* time_sums = sums.data() + lists * distances;
+  parallel_with_scratch(
+      shares * groups, plan.threads, kernel.backward_scratch(p),
+      [&](std::int64_t task, float* scratch) {
+        const std::int64_t share = task / groups, head = task % groups * together;
+        HstuAttentionGradients g{d_out, output.q, output.k, output.v, nullptr, nullptr};
+        for (std::int64_t row = plan.begin(share); row < plan.begin(share + 1); ++row) {
+          if (p.offsets[row] == p.offsets[row + 1]) continue;
+          for (std::int64_t h = head; h < head + together; ++h) {
+            const std::int64_t list = share * p.heads + h;
+            if (distances > 0) g.bias = sums.data() + list * distances;
+            if (buckets > 0) g.time_bias = time_sums + list * buckets;
+            kernel.backward(p, g, row, h, scratch);
+          }
+        }
+      });
   if (distances > 0) add_shares(sums.data(), shares, p.heads * distances, output.bias);
   if (buckets > 0) add_shares(time_sums, shares, p.heads * buckets, output.time_bias);
 }

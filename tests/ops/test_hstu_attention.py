@@ -20,7 +20,7 @@ from seqrec_fast.ops.hstu_attention import hstu_attention_reference, time_bucket
 
 ISAS = native.build_info()["isa_supported"]
 WIDTHS = [1, 3, 8, 17, 32, 64]
-NAMES = ("out", "q", "k", "v", "bias", "time_bias")
+KEYS = 64  # that the kernels add in one chain
 
 
 @pytest.fixture(params=ISAS)
@@ -130,6 +130,9 @@ def assert_as_exact_as_torch(given_: dict[str, Any], **options: Any) -> None:
         error = (found.double() - exact[name]).abs().max()
         torch_error = (theirs[name].double() - exact[name]).abs().max()
         floor = 4 * 2.0**-24 * exact[name].abs().max()
+        if given_["q"].shape[2] == 1:
+            # a product with one column is a dot product, which torch sums in many short chains
+            floor = floor + KEYS**0.5 * 2.0**-24 * exact[name].abs().max()
         allowed = (2 if name == "out" else 5) * torch_error + floor
         assert error <= allowed, (name, float(error), float(torch_error))
 
