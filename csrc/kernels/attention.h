@@ -44,11 +44,14 @@ struct Attention {
     return s;
   }
 
-  /// Scores of keys [begin, end) for the vectors [from, from + NV) of the block.
+  /// Scores of keys [begin, end) for the vectors [from, from + NV) of the block, and their maximum
+  /// over whole tiles of keys.
   template <int NV>
   static SEQREC_NOINLINE void score_keys(const Scratch& s, std::int64_t width, std::int64_t padded,
                                          int from, std::int64_t begin, std::int64_t end,
-                                         float* scores, Ahead<4>& ahead) {
+                                         float* scores, float* tops, Ahead<4>& ahead) {
+    F top[NV];
+    for (int v = 0; v < NV; ++v) top[v] = broadcast<W>(-__builtin_inff());
     for (std::int64_t key = begin; key < end; key += kKeyRows) {
       ahead.fetch();
       F acc[kKeyRows][NV] = {};
@@ -56,40 +59,45 @@ struct Attention {
                                       kQueries, width, acc);
       float* to = scores + (key - begin) * kQueries + from * W;
       for (int r = 0; r < kKeyRows; ++r) {
-        for (int v = 0; v < NV; ++v) store<W>(to + r * kQueries + v * W, acc[r][v]);
+        for (int v = 0; v < NV; ++v) {
+          store<W>(to + r * kQueries + v * W, acc[r][v]);
+          top[v] = maximum<W>(top[v], acc[r][v]);
+        }
       }
     }
+    for (int v = 0; v < NV; ++v) store<W>(tops + (from + v) * W, top[v]);
   }
 
   static void score_vectors(int count, const Scratch& s, std::int64_t width, std::int64_t padded,
                             int from, std::int64_t begin, std::int64_t end, float* scores,
-                            Ahead<4>& ahead) {
+                            float* tops, Ahead<4>& ahead) {
     if (begin >= end) return;
     if constexpr (kVectors == 3) {
-      if (count == 3) return score_keys<3>(s, width, padded, from, begin, end, scores, ahead);
+      if (count == 3) return score_keys<3>(s, width, padded, from, begin, end, scores, tops, ahead);
     }
-    if (count == 2) return score_keys<2>(s, width, padded, from, begin, end, scores, ahead);
-    score_keys<1>(s, width, padded, from, begin, end, scores, ahead);
+    if (count == 2) return score_keys<2>(s, width, padded, from, begin, end, scores, tops, ahead);
+    score_keys<1>(s, width, padded, from, begin, end, scores, tops, ahead);
   }
 
-  /// Turns one vector of scores down `keys` keys into weights; updates its maximum and sum.
+  /// Turns one vector of scores down `keys` keys into weights; updates its maximum and sum. The
+  /// maximum of these scores may be known.
   ///
   /// Returns by how much sums of earlier chunks shrink.
-  static SEQREC_NOINLINE F soften(float* scores, std::int64_t keys, F& reference, F& total) {
+  static SEQREC_NOINLINE F soften(float* scores, std::int64_t keys, const float* known,
+                                  F& reference, F& total) {
     constexpr int kUnroll = 4;
-    F top[kUnroll];
-    for (int i = 0; i < kUnroll; ++i) top[i] = reference;
-    std::int64_t k = 0;
-    for (; k + kUnroll <= keys; k += kUnroll) {
-      for (int i = 0; i < kUnroll; ++i) {
-        top[i] = maximum<W>(top[i], load<W>(scores + (k + i) * kQueries));
+    F highest = reference;
+    if (known != nullptr) {
+      highest = maximum<W>(highest, load<W>(known));
+    } else {
+      for (std::int64_t k = 0; k < keys; ++k) {
+        highest = maximum<W>(highest, load<W>(scores + k * kQueries));
       }
     }
-    for (; k < keys; ++k) top[0] = maximum<W>(top[0], load<W>(scores + k * kQueries));
-    const F highest = maximum<W>(maximum<W>(top[0], top[1]), maximum<W>(top[2], top[3]));
     const F shrink = exp2_of_score<W>(reference - highest);
     F sum[kUnroll] = {};
-    for (k = 0; k + kUnroll <= keys; k += kUnroll) {
+    std::int64_t k = 0;
+    for (; k + kUnroll <= keys; k += kUnroll) {
       for (int i = 0; i < kUnroll; ++i) {
         float* at = scores + (k + i) * kQueries;
         const F weight = exp2_of_score<W>(load<W>(at) - highest);
@@ -143,20 +151,23 @@ struct Attention {
       // even chunks, so that the last is not a stump
       const std::int64_t begin = limit * chunk / chunks / 8 * 8;
       const std::int64_t end = chunk + 1 == chunks ? limit : limit * (chunk + 1) / chunks / 8 * 8;
-      float shrink[kQueries];
+      float shrink[kQueries], tops[kQueries];
+      // whole tiles of keys that every query sees: the maximum came with the scores
+      const bool whole = end % kKeyRows == 0 && (!p.causal || end <= block.first + 1);
       for (int v = 0; v < vectors; ++v) {
         const std::int64_t query = block.first + v * W;
         // queries of this vector see keys before `seen`, all of them those before `query` + 1
         const std::int64_t seen = p.causal && query + W < end ? query + W : end;
         float* scores = s.scores + v * W;
         if (!p.causal) {
-          if (v == 0) score_vectors(vectors, s, p.width, padded, 0, begin, end, s.scores, ahead);
+          if (v == 0)
+            score_vectors(vectors, s, p.width, padded, 0, begin, end, s.scores, tops, ahead);
         } else {
           // this vector and the later ones together, over the keys that no earlier vector saw
           const std::int64_t from = v == 0 || query < begin ? begin : query;
           if (v == 0 || seen > from) {
             score_vectors(vectors - v, s, p.width, padded, v, from, seen,
-                          s.scores + (from - begin) * kQueries, ahead);
+                          s.scores + (from - begin) * kQueries, tops, ahead);
           }
           for (std::int64_t key = query > begin ? query : begin; key < seen; ++key) {
             float* at = scores + (key - begin) * kQueries;
@@ -164,7 +175,8 @@ struct Attention {
           }
         }
         const std::int64_t keys = seen > begin ? seen - begin : 0;
-        store<W>(shrink + v * W, soften(scores, keys, reference[v], total[v]));
+        store<W>(shrink + v * W,
+                 soften(scores, keys, whole ? tops + v * W : nullptr, reference[v], total[v]));
         for (std::int64_t key = keys; key < end - begin; ++key) {
           store<W>(scores + key * kQueries, F{});
         }
