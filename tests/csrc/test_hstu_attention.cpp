@@ -71,7 +71,7 @@ class Data {
   }
 
   HstuAttentionInput in{};
-  HeadsView d_out{};
+  HeadsView<const float> d_out{};
 
  private:
   Numbers q_, k_, v_, d_out_, bias_, time_bias_;
