@@ -24,11 +24,26 @@ struct Decode {
     return 2 * padded(width) + kChunk + W * W;
   }
 
-  /// Scores of `count` keys into `scores`, of which whole vectors are written.
+  /// Scores of `count` of the `room` keys left into `scores`, of which whole vectors are written.
+  /// Fetches the keys that come next, and the values.
   static SEQREC_NOINLINE void score(const DecodeProblem& p, const float* query, const float* keys,
-                                    std::int64_t count, float* part, float* scores) {
+                                    const float* values, std::int64_t room, std::int64_t count,
+                                    float* part, float* scores) {
     const std::int64_t whole = p.width / W * W, rest = p.width - whole;
     for (std::int64_t first = 0; first < count; first += W) {
+      // a head's numbers lie in pieces far apart, which no processor foresees
+      const std::int64_t soon = first + 2 * W < room ? first + 2 * W : room;
+      const std::int64_t until = soon + W < room ? soon + W : room;
+      for (std::int64_t j = soon; j < until; ++j) {
+        for (std::int64_t c = 0; c < p.width; c += 16) {
+          __builtin_prefetch(keys + j * p.keys.token + c);
+        }
+      }
+      for (std::int64_t j = first; j < first + W && j < count; ++j) {
+        for (std::int64_t c = 0; c < p.width; c += 16) {
+          __builtin_prefetch(values + j * p.values.token + c, 0, 2);
+        }
+      }
       for (std::int64_t i = 0; i < W; i += 4) {
         F sum[4] = {};
         const float* key[4];
@@ -88,7 +103,8 @@ struct Decode {
     for (std::int64_t begin = 0; begin < length; begin += kChunk) {
       const std::int64_t count = length - begin < kChunk ? length - begin : kChunk;
       const std::int64_t token = p.offsets[row] + begin;
-      score(p, query, p.keys.at(token, head), count, part, scores);
+      const float* values = p.values.at(token, head);
+      score(p, query, p.keys.at(token, head), values, length - begin, count, part, scores);
       const std::int64_t vectors = (count + W - 1) / W;
       // lanes beyond the last key repeat it: they change no maximum, and are cleared before the sum
       F top = broadcast<W>(reference);
@@ -104,7 +120,6 @@ struct Decode {
       }
       reference = highest;
       total = total * shrink + horizontal_sum<W>(sum);
-      const float* values = p.values.at(token, head);
       for (std::int64_t c = 0; c < wide; c += W) {
         const std::int64_t lanes = p.width - c < W ? p.width - c : W;
         const F mixed = mix(scores, values + c, p.values.token, count, lanes);

@@ -62,7 +62,10 @@ def decode_attention(
     if not native:
         return decode_attention_reference(q, keys, values, offsets, lengths=lengths, scale=scale)
     factor = float(scale) if scale is not None else max(int(q.shape[2]), 1) ** -0.5
-    out: Tensor = _DECODE(q, keys, values, offsets, lengths, factor)
+    # where nothing traces or wraps the tensors, torch's dispatcher would only cost time
+    traced = torch.compiler.is_compiling() or type(q) is not Tensor
+    run = _DECODE if traced else _decode
+    out: Tensor = run(q, keys, values, offsets, lengths, factor)
     return out
 
 

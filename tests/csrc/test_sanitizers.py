@@ -110,7 +110,8 @@ def test_units_share_no_code(optimised: dict[tuple[str, str], Path]) -> None:
 
 @pytest.mark.skipif(not X86, reason="instruction sets of x86-64")
 @pytest.mark.parametrize(
-    "operation", ["cross_entropy", "hstu_attention", "linear", "recurrent", "topk"]
+    "operation",
+    ["attention", "cross_entropy", "hstu_attention", "linear", "recurrent", "topk"],
 )
 def test_inner_loops_keep_their_tile_in_registers(
     optimised: dict[tuple[str, str], Path], operation: str
