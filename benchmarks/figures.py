@@ -21,6 +21,8 @@ from typing import Any
 
 from benchmarks.kernel_figures import kernel_table
 from seqrec_fast.benchmarks import OPERATIONS, plots
+from seqrec_fast.benchmarks.case import OURS
+from seqrec_fast.benchmarks.report import read_results
 
 __all__ = ["TABLES", "filled", "main"]
 
@@ -99,7 +101,7 @@ def _start() -> str:
         ],
         [
             "SASRec training epoch, Amazon Beauty, width 64, 2 blocks, full softmax",
-            f"{epoch['median_seconds']:.1f} s on {epoch['threads']} cores",
+            f"{epoch['median_seconds']:.1f} s on {epoch['threads']} cores{_rival(epoch)}",
             "`python -m benchmarks.quality.epoch`",
         ],
         *(
@@ -111,6 +113,7 @@ def _start() -> str:
             ]
             for name, title in _NAMES.items()
         ),
+        *_kernels(),
         *_topk(),
     ]
     where = f"Measured on {epoch['machine']['cpu']}, {epoch['machine']['cores']} cores"
@@ -119,6 +122,47 @@ def _start() -> str:
         _rows(["what", "measured", "command"], rows)
         + f"\n{where}, torch {versions['torch']}, {epoch['machine']['date']}.\n"
     )
+
+
+def _rival(epoch: dict[str, Any]) -> str:
+    """The rival of the same run, where one was timed."""
+    if "rival" not in epoch:
+        return ""
+    rival = epoch["rival"]
+    name = rival["rival"].partition(" ")[0]
+    return f", {rival['ratio']:.0f} x as fast as {name}"
+
+
+#: what the first screen shows of the kernels: an operation, one of its cases, its name there
+_SHOWN = (
+    ("linear", "16 x 256 x 1024, forward", "linear layer 16 x 256 x 1024"),
+    (
+        "recurrent",
+        "gru 256 x 50, 64 to 128, equal, forward+backward",
+        "GRU 256 x 50, width 128, trained",
+    ),
+    ("attention", "64 x 200, heads 2 x 32, equal, forward+backward", "causal attention, trained"),
+    ("hstu_attention", "64 x 200, heads 2 x 32, equal, forward+backward", "HSTU, trained"),
+    ("cross_entropy", "4096 x 12000 x 64, forward+backward", "linear + cross-entropy, trained"),
+)
+
+
+def _kernels() -> list[list[str]]:
+    rows = []
+    for operation, case, title in _SHOWN:
+        found = read_results(KERNELS, operation)
+        for row in [] if found is None else found["rows"]:
+            if row["case"] != case or row["threads"] != 1 or not row.get("ratio"):
+                continue
+            rows.append(
+                [
+                    f"{title}, one thread",
+                    f"{row['contenders'][OURS]['median_ms']:.3g} ms, {row['ratio']:.1f} x as fast "
+                    f"as the best rival ({row['best_rival']})",
+                    f"`seqrec-fast bench kernels --operation {operation}`",
+                ]
+            )
+    return rows
 
 
 def _topk() -> list[list[str]]:
