@@ -13,6 +13,7 @@
 #include <new>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 namespace seqrec {
 namespace {
@@ -79,6 +80,7 @@ class ThreadPool {
       open_ = &region;
       epoch_.fetch_add(1, std::memory_order_release);
       const int wake = std::min(region.room, parked_);
+      if (wake > 0) steer_away_from_caller();
       for (int i = 0; i < wake; ++i) wake_.notify_one();
     }
     region.work();
@@ -108,12 +110,36 @@ class ThreadPool {
   void grow(int wanted) {
     while (workers_.load(std::memory_order_relaxed) < wanted) {
       try {
-        std::thread([this] { serve(); }).detach();
+        std::thread worker([this] { serve(); });
+        handles_.push_back(worker.native_handle());
+        worker.detach();
+        avoided_ = -1;
       } catch (const std::system_error&) {
         return;  // the caller does the work alone
       }
       workers_.fetch_add(1, std::memory_order_relaxed);
     }
+  }
+
+  /// Keeps the workers off the processor that the caller is on. Holds the mutex.
+  ///
+  /// Linux may put a thread that has slept for some milliseconds onto the very processor of the one
+  /// that wakes it, beside idle ones, where it waits until the work is done: on two processors a
+  /// job of 2.5 ms then took 2.9 ms instead of 1.6. The masks change only when the caller has
+  /// moved.
+  void steer_away_from_caller() {
+#if defined(__linux__)
+    const int here = sched_getcpu();
+    if (here < 0 || here == avoided_) return;
+    cpu_set_t others;
+    if (sched_getaffinity(0, sizeof others, &others) != 0) return;
+    // A caller that is held on one processor says nothing of where others may run.
+    if (CPU_COUNT(&others) < 2 || here >= CPU_SETSIZE) return;
+    CPU_CLR(here, &others);
+    // Where it is refused the workers run wherever they are put, as without it.
+    for (const pthread_t worker : handles_) pthread_setaffinity_np(worker, sizeof others, &others);
+    avoided_ = here;
+#endif
   }
 
   /// Takes up a region that has work and room. Holds the mutex.
@@ -154,6 +180,8 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;  // a region was opened
   std::condition_variable left_;  // the last helper left a region
+  std::vector<pthread_t> handles_;
+  int avoided_ = -1;  // the processor that the workers' masks leave out
   Region* open_ = nullptr;
   int parked_ = 0;
   std::atomic<std::uint64_t> epoch_{0};

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -93,6 +94,29 @@ TEST(pool_wakes_after_parking) {
   }
   CHECK(done == 80);
 }
+
+#if defined(__linux__)
+TEST(pool_wakes_workers_away_from_the_caller) {
+  cpu_set_t allowed;
+  CHECK(sched_getaffinity(0, sizeof allowed, &allowed) == 0);
+  const int processors = CPU_COUNT(&allowed);
+  const std::thread::id caller = std::this_thread::get_id();
+  for (int round = 0; round < 5; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // workers park
+    std::atomic<int> begun{0}, left_out{-1};
+    parallel(2, 2, [&](std::int64_t) {
+      ++begun;
+      const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+      // each task waits for the other, so that a worker must take one of them
+      while (begun < 2 && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+      if (std::this_thread::get_id() == caller) return;
+      cpu_set_t mine;
+      if (sched_getaffinity(0, sizeof mine, &mine) == 0) left_out = processors - CPU_COUNT(&mine);
+    });
+    if (begun == 2 && left_out >= 0) CHECK(left_out == (processors > 1 ? 1 : 0));
+  }
+}
+#endif
 
 TEST(pool_passes_exceptions_on) {
   for (int round = 0; round < 50; ++round) {
