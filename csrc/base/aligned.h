@@ -3,16 +3,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <new>
 #include <type_traits>
 #include <utility>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace seqrec {
 
@@ -57,20 +52,5 @@ class AlignedBuffer {
   T* data_ = nullptr;
   std::size_t size_ = 0;
 };
-
-/// Asks for pages of 2 MiB behind a large buffer that is not yet written: fewer page faults and
-/// address translations. Where the system has none, nothing changes.
-template <typename T>
-void prefer_huge_pages(AlignedBuffer<T>& buffer) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
-  const auto begin = reinterpret_cast<std::uintptr_t>(buffer.data());
-  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-  const std::uintptr_t last = (begin + buffer.size() * sizeof(T)) / kPage * kPage;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  static_cast<void>(buffer);
-#endif
-}
 
 }  // namespace seqrec

@@ -4,30 +4,18 @@
 
 #include <tuple>
 
-#include "base/thread_pool.h"
 #include "binding/binding.h"
 
 namespace seqrec {
 namespace {
 
-using Address = std::uintptr_t;
-/// Address, and floats from one token and from one head to the next.
-using View = std::tuple<Address, std::int64_t, std::int64_t>;
-
-int thread_count(int threads) { return threads == 0 ? get_num_threads() : threads; }
-
-template <typename T>
-HeadsView<T> heads(const View& view) {
-  return {reinterpret_cast<T*>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
-}
-
 AttentionProblem problem_of(const View& q, const View& k, const View& v, Address offsets,
                             std::int64_t tokens, std::int64_t rows, std::int64_t count,
                             std::int64_t width, double scale, bool causal) {
-  return {heads<const float>(q),
-          heads<const float>(k),
-          heads<const float>(v),
-          reinterpret_cast<const std::int64_t*>(offsets),
+  return {heads_at<const float>(q),
+          heads_at<const float>(k),
+          heads_at<const float>(v),
+          at<const std::int64_t>(offsets),
           tokens,
           rows,
           count,
@@ -37,7 +25,7 @@ AttentionProblem problem_of(const View& q, const View& k, const View& v, Address
 }
 
 AttentionStatistics statistics_of(Address address, std::int64_t size) {
-  float* first = reinterpret_cast<float*>(address);
+  float* first = at<float>(address);
   return {first, first + size};
 }
 
@@ -47,7 +35,7 @@ void bound_attention(const View& q, const View& k, const View& v, Address offset
   const KernelTable& table = kernels();
   const AttentionProblem p =
       problem_of(q, k, v, offsets, tokens, rows, count, width, scale, causal);
-  const HeadsView<float> to = heads<float>(out);
+  const HeadsView<float> to = heads_at<float>(out);
   const py::gil_scoped_release release;
   attention(p, to, statistics_of(statistics, tokens * count), thread_count(threads), table);
 }
@@ -60,8 +48,9 @@ void bound_backward(const View& q, const View& k, const View& v, Address offsets
   const KernelTable& table = kernels();
   const AttentionProblem p =
       problem_of(q, k, v, offsets, tokens, rows, count, width, scale, causal);
-  const AttentionGradients gradients{heads<const float>(out), heads<const float>(d_out),
-                                     heads<float>(d_q), heads<float>(d_k), heads<float>(d_v)};
+  const AttentionGradients gradients{heads_at<const float>(out), heads_at<const float>(d_out),
+                                     heads_at<float>(d_q), heads_at<float>(d_k),
+                                     heads_at<float>(d_v)};
   const py::gil_scoped_release release;
   attention_backward(p, statistics_of(statistics, tokens * count), gradients, thread_count(threads),
                      table);
@@ -71,16 +60,16 @@ void bound_decode(const View& q, const View& keys, const View& values, Address o
                   Address lengths, std::int64_t cached, std::int64_t rows, std::int64_t count,
                   std::int64_t width, double scale, const View& out, int threads) {
   const KernelTable& table = kernels();
-  const DecodeProblem p{heads<const float>(q),
-                        heads<const float>(keys),
-                        heads<const float>(values),
-                        reinterpret_cast<const std::int64_t*>(offsets),
-                        reinterpret_cast<const std::int64_t*>(lengths),
+  const DecodeProblem p{heads_at<const float>(q),
+                        heads_at<const float>(keys),
+                        heads_at<const float>(values),
+                        at<const std::int64_t>(offsets),
+                        at<const std::int64_t>(lengths),
                         rows,
                         count,
                         width,
                         scale};
-  const HeadsView<float> to = heads<float>(out);
+  const HeadsView<float> to = heads_at<float>(out);
   const py::gil_scoped_release release;
   decode_attention(p, cached, to, thread_count(threads), table);
 }

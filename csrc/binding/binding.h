@@ -7,6 +7,10 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <tuple>
+
+#include "base/thread_pool.h"
+#include "kernels/heads.h"
 
 namespace py = pybind11;
 
@@ -15,14 +19,27 @@ namespace seqrec {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
-void bind_cross_entropy(py::module_& m);
+using Address = std::uintptr_t;
+
 /// The memory of a tensor whose type and size the Python caller has checked; null for 0.
-template <typename T>
-T* at(std::uintptr_t address) {
+template <typename T = float>
+T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+/// Address of a [tokens, heads, width], and floats from one token and from one head to the next.
+using View = std::tuple<Address, std::int64_t, std::int64_t>;
+
+template <typename T>
+HeadsView<T> heads_at(const View& view) {
+  return {at<T>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
+}
+
+/// Threads of a call: as asked, or the set number for 0.
+inline int thread_count(int threads) { return threads == 0 ? get_num_threads() : threads; }
+
 void bind_attention(py::module_& m);
+void bind_cross_entropy(py::module_& m);
 void bind_dropout(py::module_& m);
 void bind_embedding(py::module_& m);
 void bind_feed_forward(py::module_& m);

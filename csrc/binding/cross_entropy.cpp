@@ -4,13 +4,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "base/thread_pool.h"
 #include "binding/binding.h"
 
 namespace seqrec {
 namespace {
-
-using Address = std::uintptr_t;
 
 /// Items are read by these numbers, so that none may be wrong.
 void check_items(const char* name, const std::int64_t* ids, std::int64_t count,
@@ -47,7 +44,7 @@ float bound_cross_entropy(Address hidden, Address weight, Address bias, Address 
   check_items("negatives", problem.samples, num_samples, items);
   const CrossEntropyGradients gradients{at<float>(d_hidden), at<float>(d_weight),
                                         at<float>(d_bias)};
-  return cross_entropy(problem, gradients, threads == 0 ? get_num_threads() : threads, table);
+  return cross_entropy(problem, gradients, thread_count(threads), table);
 }
 
 }  // namespace

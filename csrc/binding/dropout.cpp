@@ -8,7 +8,7 @@
 namespace seqrec {
 namespace {
 
-void bound_dropout(std::uintptr_t x, std::uintptr_t out, std::int64_t rows, std::int64_t columns,
+void bound_dropout(Address x, Address out, std::int64_t rows, std::int64_t columns,
                    std::uint64_t seed, double p) {
   const py::gil_scoped_release release;
   dropout({at<const float>(x), at<float>(out), columns, make_dropout(seed, p)}, rows,

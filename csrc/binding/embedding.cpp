@@ -10,8 +10,6 @@
 namespace seqrec {
 namespace {
 
-using Address = std::uintptr_t;
-
 void bound_embed(Address weight, Address ids, Address position_weight, Address offsets, Address out,
                  std::int64_t tokens, std::int64_t items, std::int64_t rows, std::int64_t positions,
                  std::int64_t dim, std::uint64_t seed, double p) {

@@ -9,8 +9,6 @@
 namespace seqrec {
 namespace {
 
-using Address = std::uintptr_t;
-
 FeedForwardProblem problem_of(Address x, Address up_weight, Address up_bias, Address down_weight,
                               Address down_bias, std::int64_t rows, std::int64_t inputs,
                               std::int64_t inner, std::int64_t outputs, int activation,

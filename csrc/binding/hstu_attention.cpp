@@ -1,18 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/hstu_attention.h"
 
-#include "base/thread_pool.h"
 #include "binding/binding.h"
 
 namespace seqrec {
 namespace {
-
-using Address = std::uintptr_t;
-using View = std::tuple<Address, std::int64_t, std::int64_t>;  // data, stride of token, of head
-
-HeadsView<const float> view_of(const View& view) {
-  return {at<const float>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
-}
 
 // For callers that hold tensors: addresses and sizes that they have checked. The shape is tokens,
 // rows, heads, width, distances, buckets; the tables are the addresses of offsets, bias, time_bias,
@@ -24,9 +16,9 @@ using Tables = std::tuple<Address, Address, Address, Address, Address>;
 HstuAttentionInput input_of(const View& q, const View& k, const View& v, const Sizes& sizes,
                             const Tables& tables, bool causal, float scale, float normaliser) {
   HstuAttentionInput in{};
-  in.q = view_of(q);
-  in.k = view_of(k);
-  in.v = view_of(v);
+  in.q = heads_at<const float>(q);
+  in.k = heads_at<const float>(k);
+  in.v = heads_at<const float>(v);
   std::tie(in.tokens, in.rows, in.heads, in.width, in.distances, in.buckets) = sizes;
   in.offsets = at<const std::int64_t>(std::get<0>(tables));
   in.bias = at<const float>(std::get<1>(tables));
@@ -45,7 +37,7 @@ void bound_forward(const View& q, const View& k, const View& v, const Sizes& siz
   const KernelTable& table = kernels();
   const HstuAttentionInput in = input_of(q, k, v, sizes, tables, causal, scale, normaliser);
   const py::gil_scoped_release release;
-  hstu_attention(in, at<float>(out), threads == 0 ? get_num_threads() : threads, table);
+  hstu_attention(in, at<float>(out), thread_count(threads), table);
 }
 
 void bound_backward(const View& d_out, const View& q, const View& k, const View& v,
@@ -59,8 +51,7 @@ void bound_backward(const View& d_out, const View& q, const View& k, const View&
                                 at<float>(std::get<2>(outputs)), at<float>(std::get<3>(outputs)),
                                 at<float>(std::get<4>(outputs))};
   const py::gil_scoped_release release;
-  hstu_attention_backward(in, view_of(d_out), out, threads == 0 ? get_num_threads() : threads,
-                          table);
+  hstu_attention_backward(in, heads_at<const float>(d_out), out, thread_count(threads), table);
 }
 
 }  // namespace

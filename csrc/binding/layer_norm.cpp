@@ -9,9 +9,8 @@
 namespace seqrec {
 namespace {
 
-void bound_layer_norm(std::uintptr_t x, std::uintptr_t residual, std::uintptr_t weight,
-                      std::uintptr_t bias, std::uintptr_t sum, std::uintptr_t out,
-                      std::uintptr_t mean, std::uintptr_t rstd, std::int64_t rows, std::int64_t dim,
+void bound_layer_norm(Address x, Address residual, Address weight, Address bias, Address sum,
+                      Address out, Address mean, Address rstd, std::int64_t rows, std::int64_t dim,
                       float eps, std::uint64_t seed, double p) {
   const py::gil_scoped_release release;
   layer_norm({at<const float>(x), at<const float>(residual), at<const float>(weight),
@@ -20,10 +19,9 @@ void bound_layer_norm(std::uintptr_t x, std::uintptr_t residual, std::uintptr_t 
              rows, get_num_threads(), kernels());
 }
 
-void bound_layer_norm_backward(std::uintptr_t d_out, std::uintptr_t d_sum, std::uintptr_t sum,
-                               std::uintptr_t mean, std::uintptr_t rstd, std::uintptr_t weight,
-                               std::uintptr_t d_residual, std::uintptr_t dx,
-                               std::uintptr_t d_weight, std::uintptr_t d_bias, std::int64_t rows,
+void bound_layer_norm_backward(Address d_out, Address d_sum, Address sum, Address mean,
+                               Address rstd, Address weight, Address d_residual, Address dx,
+                               Address d_weight, Address d_bias, std::int64_t rows,
                                std::int64_t dim, std::uint64_t seed, double p) {
   const py::gil_scoped_release release;
   layer_norm_backward({at<const float>(d_out), at<const float>(d_sum), at<const float>(sum),

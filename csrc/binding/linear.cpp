@@ -6,15 +6,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "base/thread_pool.h"
 #include "binding/binding.h"
 
 namespace seqrec {
 namespace {
-
-using Address = std::uintptr_t;
-
-int thread_count(int threads) { return threads == 0 ? get_num_threads() : threads; }
 
 Activation activation_of(int code) {
   if (code < 0 || code > static_cast<int>(Activation::kSigmoid)) {
@@ -31,20 +26,18 @@ void bound_linear(Address x, std::int64_t x_stride, std::int64_t rows, Address w
   const KernelTable& table = kernels();
   const Activation applied = activation_of(activation);
   const py::gil_scoped_release release;
-  const PackedLinear packed =
-      pack_linear(reinterpret_cast<const float*>(weight), output_stride, input_stride, outputs,
-                  inputs, reinterpret_cast<const float*>(bias), table);
-  linear(packed, reinterpret_cast<const float*>(x), x_stride, rows, applied,
-         reinterpret_cast<float*>(y), y_stride, thread_count(threads));
+  const PackedLinear packed = pack_linear(at<const float>(weight), output_stride, input_stride,
+                                          outputs, inputs, at<const float>(bias), table);
+  linear(packed, at<const float>(x), x_stride, rows, applied, at<float>(y), y_stride,
+         thread_count(threads));
 }
 
 void bound_weight_gradient(Address a, Address b, std::int64_t tokens, std::int64_t outputs,
                            std::int64_t inputs, Address sum, Address columns, int threads) {
   const KernelTable& table = kernels();
   const py::gil_scoped_release release;
-  weight_gradient(reinterpret_cast<const float*>(a), reinterpret_cast<const float*>(b), tokens,
-                  outputs, inputs, reinterpret_cast<float*>(sum), reinterpret_cast<float*>(columns),
-                  thread_count(threads), table);
+  weight_gradient(at<const float>(a), at<const float>(b), tokens, outputs, inputs, at<float>(sum),
+                  at<float>(columns), thread_count(threads), table);
 }
 
 std::unique_ptr<PackedLinear> make_packed(const Array<float>& weight,

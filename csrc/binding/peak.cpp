@@ -18,7 +18,7 @@ py::tuple bound_measure_peak(int threads, std::int64_t bytes) {
   Peak found;
   {
     const py::gil_scoped_release release;
-    found = measure_peak(threads == 0 ? get_num_threads() : threads, bytes, table);
+    found = measure_peak(thread_count(threads), bytes, table);
   }
   return py::make_tuple(found.flops_per_second, found.bytes_per_second);
 }

@@ -5,18 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "base/thread_pool.h"
 #include "binding/binding.h"
 
 namespace seqrec {
 namespace {
-
-using Address = std::uintptr_t;
-
-template <typename T = float>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 /// Addresses of tensors whose shapes and dtypes the caller has checked; 0 where there is none.
 /// Without offsets all rows have the same number of tokens.
@@ -67,7 +59,7 @@ void bound_recurrent_forward(int cell, int activation, std::int64_t tokens, std:
                                   std::to_string(p.offsets[row + 1]));
     }
   }
-  recurrent_forward(p, threads == 0 ? get_num_threads() : threads, table);
+  recurrent_forward(p, thread_count(threads), table);
 }
 
 }  // namespace

@@ -1,18 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/recurrent_backward.h"
 
-#include "base/thread_pool.h"
 #include "binding/binding.h"
 
 namespace seqrec {
 namespace {
-
-using Address = std::uintptr_t;
-
-template <typename T = float>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 /// Addresses of tensors whose shapes and dtypes the caller has checked, and offsets that the
 /// forward pass has; 0 where there is none.
@@ -53,7 +45,7 @@ void bound_recurrent_backward(int cell, int activation, std::int64_t tokens, std
   g.dc0 = at(dc0);
   const KernelTable& table = kernels();
   const py::gil_scoped_release release;
-  recurrent_backward(p, g, threads == 0 ? get_num_threads() : threads, table);
+  recurrent_backward(p, g, thread_count(threads), table);
 }
 
 }  // namespace

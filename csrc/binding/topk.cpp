@@ -109,7 +109,7 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
   std::int64_t* out_ids = ids.mutable_data();
   {
     const py::gil_scoped_release release;
-    const int limit = threads == 0 ? get_num_threads() : threads;
+    const int limit = thread_count(threads);
     if (table_of_bytes != nullptr) {
       score_topk_int8(p, *table_of_bytes, limit, table, out_scores, out_ids);
     } else {
@@ -136,7 +136,7 @@ std::unique_ptr<Int8Table> make_table(const Array<float>& items,
   const float* biases = bias ? bias->data() : nullptr;
   const py::gil_scoped_release release;
   return std::make_unique<Int8Table>(items.data(), biases, items.shape(0), items.shape(1),
-                                     threads == 0 ? get_num_threads() : threads);
+                                     thread_count(threads));
 }
 
 }  // namespace

@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "base/aligned.h"
+#include "base/huge_pages.h"
+#include "base/round_up.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -31,8 +33,6 @@ constexpr double kLn2 = 0.693147180559945309;
 // Sums beyond this may have overflowed on the way; those of a token whose target counts are never
 // below 2^-56.
 constexpr double kLargest = 0x1p60, kSmallest = 0x1p-57;
-
-std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
 template <typename T>
 AlignedBuffer<T> buffer(std::int64_t count) {
@@ -124,7 +124,7 @@ class CrossEntropyRun {
     totals_ = buffer<double>(chunk_);
     if (item_gradients_) scaled_ = buffer<float>(chunk_ * padded_);
     if (keeps_) kept_ = buffer<float>(blocks_ * chunk_ * kItems);
-    prefer_huge_pages(kept_);
+    advise_huge_pages(kept_.data(), static_cast<std::int64_t>(kept_.size() * sizeof(float)));
     if (p_.samples != nullptr && g_.weight != nullptr)
       d_samples_ = buffer<float>(columns_ * p_.dim);
     if (p_.samples != nullptr && g_.bias != nullptr) d_shift_ = buffer<float>(columns_);

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "base/aligned.h"
+#include "base/round_up.h"
 #include "base/thread_pool.h"
 #include "ops/linear.h"
 
@@ -23,8 +24,6 @@ constexpr std::int64_t kChunkElements = 1 << 19;  // hidden elements made at a t
 using Floats = AlignedBuffer<float>;
 
 Floats floats(std::int64_t count) { return Floats(static_cast<std::size_t>(count)); }
-
-std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
 /// Rows [row, row + rows) of x W^T + bias, x and y given from that row on.
 void multiply(const PackedLinear& packed, const float* x, std::int64_t rows, float* y,

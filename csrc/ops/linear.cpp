@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/round_up.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -10,8 +11,6 @@ namespace {
 
 // Multiply-adds a nanosecond on one core, on the low side: when in doubt, stay on one thread.
 constexpr double kRate = 30.0;
-
-std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
 double cost(std::int64_t a, std::int64_t b, std::int64_t c) {
   return static_cast<double>(a) * static_cast<double>(b) * static_cast<double>(c) / kRate;

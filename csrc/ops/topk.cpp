@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/aligned.h"
+#include "base/round_up.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -16,10 +17,6 @@ constexpr std::int64_t kScratchBytes = std::int64_t{256} << 20;  // for the cand
 constexpr std::int64_t kGroupQueries = 256;                      // queries scanned together
 constexpr std::int64_t kOwnQueries = 64;  // a thread with this many scans the table for itself
 constexpr std::int64_t kPieces = 8;       // pieces of the item table for each thread
-
-std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 /// The memory behind a TopkState.
 class Workspace {

@@ -9,10 +9,8 @@
 #include <memory>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "base/huge_pages.h"
+#include "base/round_up.h"
 #include "base/thread_pool.h"
 #include "ops/topk.h"
 
@@ -33,22 +31,8 @@ constexpr std::int64_t kScratchBytes = std::int64_t{256} << 20;
 /// Rounded up, past what the computation of `x` in double may have rounded away.
 float raised(double x) { return static_cast<float>(x * (1.0 + 0x1p-20)) + 0x1p-126f; }
 
-std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
 /// The nearest whole number of a small one, to even at a half; a call of the library is slower.
 double nearest(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
-
-/// Asks for large pages, so that a scan does not stop at every 4 KiB for their address.
-void prefer_large_pages([[maybe_unused]] std::uint8_t* memory, [[maybe_unused]] std::size_t size) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::size_t kLarge = std::size_t{2} << 20;
-  if (size < 2 * kLarge) return;
-  const std::size_t skip = (kLarge - reinterpret_cast<std::uintptr_t>(memory) % kLarge) % kLarge;
-  madvise(memory + skip, (size - skip) / kLarge * kLarge, MADV_HUGEPAGE);  // else pages stay small
-#endif
-}
 
 bool has_vnni() {
 #if defined(__x86_64__)
@@ -69,7 +53,8 @@ Int8Table::Int8Table(const float* items, const float* bias, std::int64_t num_ite
   block_bytes_ = (quads_ * 4 + (has_bias_ ? 8 : 4)) * kInt8Rows;
   num_blocks_ = (num_items + kInt8Rows - 1) / kInt8Rows;
   blocks_ = AlignedBuffer<std::uint8_t>(static_cast<std::size_t>(num_blocks_ * block_bytes_));
-  prefer_large_pages(blocks_.data(), blocks_.size());
+  // a scan then does not stop at every 4 KiB for the address
+  advise_huge_pages(blocks_.data(), static_cast<std::int64_t>(blocks_.size()));
   bounds_ = AlignedBuffer<Int8Bounds>(static_cast<std::size_t>(num_blocks_));
   constexpr std::int64_t kShare = 64;  // blocks
   const std::int64_t shares = (num_blocks_ + kShare - 1) / kShare;

@@ -11,28 +11,13 @@
 
 #include "check.h"
 #include "ops/attention.h"
-
-namespace seqrec {
-const KernelTable& wide_kernels();
-}
+#include "tables.h"
 
 namespace {
 
 using seqrec::HeadsView;
 using seqrec::KernelTable;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-std::vector<const KernelTable*> tables() {
-  std::vector<const KernelTable*> found;
-  for (const std::string& name : seqrec::supported_isas()) {
-    found.push_back(&seqrec::kernels_of(name));
-  }
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-#endif
-    found.push_back(&seqrec::wide_kernels());
-  return found;
-}
 
 struct Case {
   std::vector<std::int64_t> offsets;
@@ -119,7 +104,7 @@ void check_case(const Case& c, int threads) {
   const std::int64_t rows = static_cast<std::int64_t>(c.offsets.size()) - 1;
   const seqrec::AttentionProblem p{view(q), view(k), view(v), c.offsets.data(), c.tokens(), rows,
                                    c.heads, c.width, scale,   c.causal};
-  for (const KernelTable* table : tables()) {
+  for (const KernelTable* table : all_tables()) {
     std::vector<float> out(c.size(), kNan), d_q = out, d_k = out, d_v = out;
     const std::int64_t each = c.heads * c.tokens();
     std::vector<float> statistics(static_cast<std::size_t>(2 * each), kNan);
@@ -173,7 +158,7 @@ void check_decode(const Case& c, const std::vector<std::int64_t>& lengths, int t
   const auto q = numbers(static_cast<std::size_t>(rows * c.heads * c.width), 1);
   const double scale = 0.4;
   const std::ptrdiff_t token = c.heads * c.width, head = c.width;
-  for (const KernelTable* table : tables()) {
+  for (const KernelTable* table : all_tables()) {
     std::vector<float> out(q.size(), kNan);
     const seqrec::DecodeProblem p{{q.data(), token, head},
                                   {keys.data(), token, head},

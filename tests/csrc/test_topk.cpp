@@ -13,27 +13,12 @@
 #include "check.h"
 #include "ops/topk.h"
 #include "ops/topk_int8.h"
-
-namespace seqrec {
-const KernelTable& wide_kernels();
-}
+#include "tables.h"
 
 namespace {
 
 using seqrec::KernelTable;
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-std::vector<const KernelTable*> tables() {
-  std::vector<const KernelTable*> found;
-  for (const std::string& name : seqrec::supported_isas()) {
-    found.push_back(&seqrec::kernels_of(name));
-  }
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-#endif
-    found.push_back(&seqrec::wide_kernels());
-  return found;
-}
 
 struct Case {
   std::int64_t queries, items, dim, k;
@@ -156,7 +141,7 @@ void check_exact(const Case& c, unsigned seed) {
       expected.ids[at++] = item;
     }
   }
-  for (const KernelTable* table : tables()) {
+  for (const KernelTable* table : all_tables()) {
     const Result r = solve(c, d, *table);
     for (std::size_t at = 0; at < r.ids.size(); ++at) {
       CHECK(r.ids[at] == expected.ids[at] && r.scores[at] == expected.scores[at],
@@ -236,7 +221,7 @@ TEST(topk_is_the_same_alone_and_in_a_batch) {
     c.whole = false;
     c.bias = true;
     const Data d = make(c, 5);
-    for (const KernelTable* table : tables()) {
+    for (const KernelTable* table : all_tables()) {
       const Result all = solve(c, d, *table);
       for (std::int64_t batch : {1, 2, 3, 4, 5, 8, 9, 20}) {
         Case part = c;
@@ -266,7 +251,7 @@ TEST(topk_from_bytes_is_that_of_float32) {
         c.seen = seed % 5 < 2;
         c.whole = seed % 7 < 2;  // ties: the exact scores have to thin the lists out
         const Data d = make(c, ++seed);
-        for (const KernelTable* table : tables()) {
+        for (const KernelTable* table : all_tables()) {
           const Result expected = solve(c, d, *table), r = solve_from_bytes(c, d, *table);
           CHECK(r.ids == expected.ids && r.scores == expected.scores,
                 "%s, %ld queries, %ld items, dim %ld, k %ld", table->name, c.queries, items, dim,
@@ -284,7 +269,7 @@ TEST(topk_threads_share_a_table_of_bytes) {
     c.whole = false;
     c.seen = true;
     const Data d = make(c, ++seed);
-    const KernelTable& table = *tables().back();
+    const KernelTable& table = *all_tables().back();
     const Result expected = solve(c, d, table);
     for (int threads : {2, 3, 7}) {
       c.threads = threads;
@@ -300,7 +285,7 @@ TEST(topk_fused_instruction_sets_agree_bit_for_bit) {
   const Data d = make(c, 6);
   const KernelTable* first = nullptr;
   Result expected;
-  for (const KernelTable* table : tables()) {
+  for (const KernelTable* table : all_tables()) {
     if (std::string(table->name) == "baseline") continue;  // rounds each product
     const Result r = solve(c, d, *table);
     if (first == nullptr) {
@@ -322,7 +307,7 @@ TEST(topk_never_chooses_nan_and_survives_infinities) {
       if (i % 4 == 1) std::fill(item, item + 8, i % 8 == 1 ? kInf : -kInf);
     }
     std::fill(d.queries.begin(), d.queries.end(), 1.0f);
-    for (const KernelTable* table : tables()) {
+    for (const KernelTable* table : all_tables()) {
       const Result r = solve(c, d, *table);
       for (std::int64_t q = 0; q < queries; ++q) {
         const std::int64_t* ids = &r.ids[static_cast<std::size_t>(q * c.k)];
