@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import operator
 from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import _C
+from seqrec_fast._arguments import thread_count
 from seqrec_fast.errors import InputError
 
 __all__ = ["attention", "decode_attention"]
-
-MAX_THREADS = 1024
 
 
 def attention(
@@ -66,7 +64,7 @@ def attention(
         causal,
         _view(out),
         statistics.ctypes.data,
-        _threads(threads),
+        0 if threads is None else thread_count(threads),
     )
     return out
 
@@ -130,7 +128,7 @@ def decode_attention(
         query.shape[2],
         scale if scale is not None else max(query.shape[2], 1) ** -0.5,
         _view(out),
-        _threads(threads),
+        0 if threads is None else thread_count(threads),
     )
     return out
 
@@ -160,12 +158,3 @@ def _offsets(offsets: ArrayLike, tokens: int) -> NDArray[np.int64]:
     if (np.diff(ends) < 0).any():
         raise InputError("offsets: must not decrease")
     return ends
-
-
-def _threads(threads: int | None) -> int:
-    if threads is None:
-        return 0
-    number = operator.index(threads)
-    if not 1 <= number <= MAX_THREADS:
-        raise InputError(f"threads: expected 1 to {MAX_THREADS}, found {number}")
-    return number

@@ -9,21 +9,22 @@ every function may be called from many threads at once.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple, SupportsIndex, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import _C
+from seqrec_fast._arguments import MAX_THREADS, integer, thread_count
 from seqrec_fast._native_attention import attention, decode_attention
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
 __all__ = [
     "ACTIVATIONS",
+    "MAX_THREADS",
     "Operation",
     "PackedLinear",
     "Peak",
@@ -38,8 +39,6 @@ __all__ = [
     "score_topk",
     "set_num_threads",
 ]
-
-MAX_THREADS = 1024
 
 #: what a linear layer may apply to its outputs, in the order of the native codes
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid")
@@ -87,7 +86,7 @@ class PackedLinear:
             )
         code = ACTIVATIONS.index(activation)
         try:
-            return self._packed(rows, code, 0 if threads is None else _thread_count(threads))
+            return self._packed(rows, code, 0 if threads is None else thread_count(threads))
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -123,7 +122,7 @@ class QuantizedItems:
         self.bias = None if bias is None else _floats("bias", bias)
         try:
             self._table = _C.Int8Table(
-                self.items, self.bias, 0 if threads is None else _thread_count(threads)
+                self.items, self.bias, 0 if threads is None else thread_count(threads)
             )
         except ValueError as error:
             raise InputError(str(error)) from None
@@ -188,7 +187,7 @@ def score_topk(
     else:
         item_rows = _matrix("items", items)
     seen_values, seen_offsets = _seen_rows(seen)
-    wanted = _integer("k", k)
+    wanted = integer("k", k)
     try:
         return _C.score_topk(
             query_rows,
@@ -198,7 +197,7 @@ def score_topk(
             seen_offsets,
             None if blocked is None else _flags(blocked),
             wanted,
-            0 if threads is None else _thread_count(threads),
+            0 if threads is None else thread_count(threads),
             table,
         )
     except ValueError as error:
@@ -245,7 +244,7 @@ def set_num_threads(threads: int) -> None:
     Raises:
         InputError: ``threads`` is not such a number.
     """
-    _C.set_num_threads(_thread_count(threads))
+    _C.set_num_threads(thread_count(threads))
 
 
 def measure_peak(threads: int | None = None, *, buffer_bytes: int = 256 << 20) -> Peak:
@@ -261,9 +260,9 @@ def measure_peak(threads: int | None = None, *, buffer_bytes: int = 256 << 20) -
     Raises:
         InputError: an argument is not such a number, or there is no memory for the buffer.
     """
-    size = _integer("buffer_bytes", buffer_bytes)
+    size = integer("buffer_bytes", buffer_bytes)
     try:
-        found = _C.measure_peak(0 if threads is None else _thread_count(threads), size)
+        found = _C.measure_peak(0 if threads is None else thread_count(threads), size)
     except MemoryError:
         raise InputError(f"buffer_bytes: there is no memory for {size:,} bytes") from None
     return Peak(found[0] / 1e9, found[1] / 1e9)
@@ -396,20 +395,3 @@ def _seen_rows(
         # A value beyond int32 stays out of range, so that it is refused and not wrapped around.
         values = np.clip(wide, -1, np.iinfo(np.int32).max).astype(np.int32)
     return np.ascontiguousarray(values), np.ascontiguousarray(seen.offsets, dtype=np.int64)
-
-
-def _integer(name: str, value: SupportsIndex) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name}: expected a whole number, found {value!r}") from None
-    if isinstance(value, (bool, np.bool_)) or not 1 <= number < 2**62:
-        raise InputError(f"{name}: expected a whole number of at least 1, found {value!r}")
-    return number
-
-
-def _thread_count(threads: SupportsIndex) -> int:
-    number = _integer("threads", threads)
-    if number > MAX_THREADS:
-        raise InputError(f"threads: expected 1 to {MAX_THREADS}, found {number}")
-    return number

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: the public research data, and how hypothesis runs."""
+"""What all tests share: the public research data, instruction sets, and how hypothesis runs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from seqrec_fast import _C, native
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,3 +32,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the public research data is not at ../shared/data ({folder})")
     return folder
+
+
+@pytest.fixture(params=native.build_info()["isa_supported"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with the kernels of each instruction set of this machine; its name."""
+    before = native.build_info()["isa"]
+    _C.use_isa(request.param)
+    yield request.param
+    _C.use_isa(before)

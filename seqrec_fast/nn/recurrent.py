@@ -11,13 +11,13 @@ from torch import Tensor
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
-from seqrec_fast.ops._recurrent_native import ACTIVATIONS, CELL_NAMES, infer, is_plain
+from seqrec_fast.ops._library import needs_gradient, runs_directly
+from seqrec_fast.ops._recurrent_native import ACTIVATIONS, CELL_NAMES, infer
 from seqrec_fast.ops._rows import time_major
 from seqrec_fast.ops.recurrent import (
     CELLS,
     Cell,
     CellActivation,
-    needs_gradient,
     recurrent,
     runs_native,
 )
@@ -186,7 +186,7 @@ class Recurrent(torch.nn.Module):
         # past the dispatcher of torch where nothing is asked of it
         direct = (
             native
-            and is_plain(values)
+            and runs_directly(values)
             and not needs_gradient(values, *flat, *(given or ()))
             and all(t is None or _is_native(t) for t in (*flat, *(given or ())))
             and (offsets is None or offsets.device.type == "cpu")

@@ -21,7 +21,7 @@ import torch
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["NAMESPACE", "register"]
+__all__ = ["NAMESPACE", "address", "needs_gradient", "register", "runs_directly"]
 
 NAMESPACE = "seqrec_fast"
 
@@ -60,24 +60,35 @@ def register(
     direct = cpu if backward is None else _function(name, cpu, backward, setup_context)
 
     def call(*arguments: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._functorch.peek_interpreter_stack() is not None
-        ):
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        if not runs_directly(*tensors):
             return operator(*arguments)
-        gradient = False
-        for argument in arguments:
-            if isinstance(argument, torch.Tensor):
-                if type(argument) not in _PLAIN or not argument.is_cpu:
-                    return operator(*arguments)
-                gradient = gradient or argument.requires_grad
-        return direct(*arguments) if gradient and torch.is_grad_enabled() else cpu(*arguments)
+        return direct(*arguments) if needs_gradient(*tensors) else cpu(*arguments)
 
     return call
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def runs_directly(*tensors: torch.Tensor) -> bool:
+    """Whether the dispatcher of torch could only come to the CPU implementation."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(tensor) in _PLAIN and tensor.is_cpu for tensor in tensors)
+    )
+
+
+def needs_gradient(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd will ask for a gradient of one of these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """The address of a tensor for a kernel; 0 for None and where there are no elements."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _function(

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
-from seqrec_fast.ops._library import register
+from seqrec_fast.ops._library import address, register
 
-__all__ = ["backward", "setup_context"]
+__all__ = ["GRU", "LSTM", "backward", "setup_context"]
 
-_GATES = (1, 4, 3)
-_LSTM, _GRU = 1, 2
+#: codes of the cells, in the order of ``RecurrentCell`` in csrc
+LSTM, GRU = 1, 2
 
 #: dx, dw_ih, dw_hh, db_ih, db_hh (gru; that of the others equals db_ih), dh0, dc0 (lstm)
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -69,7 +69,7 @@ def _cpu(
         offsets.shape[0] - 1,
         x.shape[1],
         w_hh.shape[1],
-        *(0 if tensor is None else tensor.data_ptr() for tensor in (*read, *given)),
+        *map(address, (*read, *given)),
         *(tensor.data_ptr() if want else 0 for tensor, want in zip(made, wanted, strict=True)),
     )
     return made
@@ -135,9 +135,9 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of all arguments of ``recurrent_forward``."""
     x, _, w_ih, w_hh, b_ih, b_hh, h0, c0, *_ = ctx.needs_input_grad
-    gru = ctx.cell == _GRU
+    gru = ctx.cell == GRU
     wanted = [x, w_ih, w_hh, b_ih or (b_hh and not gru), b_hh and gru, h0, c0]
-    if ctx.cell != _LSTM:
+    if ctx.cell != LSTM:
         d_c_end = None
     dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0 = _BACKWARD(
         d_output,

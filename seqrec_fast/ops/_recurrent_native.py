@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _recurrent_backward
-from seqrec_fast.ops._library import register
+from seqrec_fast.ops._library import address, register
+from seqrec_fast.ops._recurrent_backward import GRU, LSTM
 
-__all__ = ["ACTIVATIONS", "CELL_NAMES", "forward", "infer", "is_plain"]
+__all__ = ["ACTIVATIONS", "CELL_NAMES", "forward", "infer"]
 
 CELL_NAMES = ("rnn", "lstm", "gru")
 ACTIVATIONS = ("tanh", "sigmoid")
 _GATES = (1, 4, 3)
-_LSTM, _GRU = 1, 2
 
 #: output, h_end, c_end (lstm), and where they are kept: gates, cells (lstm), hn (gru)
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -29,10 +28,10 @@ def _outputs(x: Tensor, rows: int, hidden: int, cell: int, keep: bool) -> Forwar
     return (
         x.new_empty(tokens, hidden),
         x.new_empty(rows, hidden),
-        x.new_empty(rows if cell == _LSTM else 0, hidden),
+        x.new_empty(rows if cell == LSTM else 0, hidden),
         x.new_empty(tokens if gated else 0, _GATES[cell] * hidden),
-        x.new_empty(tokens if keep and cell == _LSTM else 0, hidden),
-        x.new_empty(tokens if keep and cell == _GRU else 0, hidden),
+        x.new_empty(tokens if keep and cell == LSTM else 0, hidden),
+        x.new_empty(tokens if keep and cell == GRU else 0, hidden),
     )
 
 
@@ -57,8 +56,8 @@ def _launch(
             x.shape[1],
             tensors[1].shape[1],  # type: ignore[union-attr]
             x.data_ptr(),
-            *(0 if tensor is None else tensor.data_ptr() for tensor in dense),
-            *(0 if tensor is None else tensor.data_ptr() for tensor in made),
+            *map(address, dense),
+            *map(address, made),
         )
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -133,11 +132,6 @@ def forward(
     return made
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether the kernel may be called past the dispatcher: nothing traces or wraps ``x``."""
-    return type(x) is Tensor and not torch.compiler.is_compiling()
-
-
 def infer(
     x: Tensor,
     offsets: Tensor | None,
@@ -153,7 +147,7 @@ def infer(
     """
     hidden = weights[1].shape[1]
     output, h_end = x.new_empty(x.shape[0], hidden), x.new_empty(rows, hidden)
-    c_end = x.new_empty(rows, hidden) if cell == _LSTM else None
+    c_end = x.new_empty(rows, hidden) if cell == LSTM else None
     h0, c0 = (*state, None, None)[:2]
     _launch(
         x,

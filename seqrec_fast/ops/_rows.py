@@ -11,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqrec_fast.errors import InputError
-
 __all__ = ["EqualRun", "TimeMajor", "equal_runs", "permute_tokens", "time_major", "token_positions"]
 
 
@@ -129,16 +127,3 @@ def token_positions(offsets: Tensor) -> Tensor:
     lengths = offsets[1:] - offsets[:-1]
     starts = torch.repeat_interleave(offsets[:-1], lengths)
     return torch.arange(int(offsets[-1]), device=offsets.device) - starts
-
-
-def check_jagged(name: str, x: Tensor, offsets: Tensor) -> None:
-    """Refuses offsets that do not fit ``x`` (``[tokens, ...]``) with one clear line."""
-    if offsets.ndim != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
-        raise InputError(
-            f"offsets: expected int64 [rows + 1], found {offsets.dtype} {tuple(offsets.shape)}"
-        )
-    if int(offsets[0]) != 0 or int(offsets[-1]) != x.shape[0]:
-        raise InputError(
-            f"offsets: must run from 0 to the {x.shape[0]} tokens of {name}, "
-            f"found {int(offsets[0])} to {int(offsets[-1])}"
-        )

@@ -21,8 +21,9 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops._checks import check_heads, check_jagged
 from seqrec_fast.ops._library import register
-from seqrec_fast.ops._rows import EqualRun, check_jagged, equal_runs
+from seqrec_fast.ops._rows import EqualRun, equal_runs
 
 __all__ = ["attention", "attention_reference", "packed_attention"]
 
@@ -132,11 +133,7 @@ def attention_reference(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
-    if q.ndim != 3 or k.shape != q.shape or v.shape != q.shape:
-        raise InputError(
-            "q, k, v: expected three equal shapes [tokens, heads, width], found "
-            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        )
+    check_heads(q, k, v)
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
         raise InputError(
             f"q, k, v: expected one dtype and device, found {q.dtype} on {q.device}, {k.dtype} on "

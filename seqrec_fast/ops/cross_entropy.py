@@ -24,7 +24,8 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._library import register
+from seqrec_fast.ops._checks import check_like
+from seqrec_fast.ops._library import address, needs_gradient, register
 
 __all__ = [
     "CHUNK_LOGITS",
@@ -275,12 +276,7 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None)
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"bias: expected [{weight.shape[0]}], found {tuple(bias.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and (tensor.dtype, tensor.device) != (hidden.dtype, hidden.device):
-            raise InputError(
-                f"{name}: expected {hidden.dtype} on {hidden.device} like hidden, found "
-                f"{tensor.dtype} on {tensor.device}; convert it"
-            )
+    check_like("hidden", hidden, weight=weight, bias=bias)
 
 
 def _check_targets(targets: Tensor, weight: Tensor) -> None:
@@ -325,10 +321,7 @@ def _native(
     log_q_negatives: Tensor | None,
     log_q_targets: Tensor | None,
 ) -> Tensor:
-    wanted = [
-        t is not None and t.requires_grad and torch.is_grad_enabled()
-        for t in (hidden, weight, bias)
-    ]
+    wanted = [needs_gradient(t) for t in (hidden, weight, bias)]
     loss: Tensor = _CROSS_ENTROPY(
         hidden,
         weight,
@@ -341,10 +334,6 @@ def _native(
         *wanted,
     )[0]
     return loss
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _forward(
@@ -360,19 +349,8 @@ def _forward(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    made = _fake(
-        hidden,
-        weight,
-        bias,
-        targets,
-        token_weights,
-        negatives,
-        log_q_negatives,
-        log_q_targets,
-        want_hidden,
-        want_weight,
-        want_bias,
-    )
+    wanted = (want_hidden, want_weight, want_bias)
+    made = _outputs(hidden, weight, *wanted)
     arrays = [
         None if t is None else t.detach().contiguous()
         for t in (
@@ -387,25 +365,24 @@ def _forward(
         )
     ]
     h, w, b, y, a, n, q_n, q_y = arrays
-    wanted = (want_hidden, want_weight, want_bias)
     items, dim = weight.shape
     d_hidden, d_weight, d_bias = (
         g.data_ptr() if want else 0 for g, want in zip(made[1:], wanted, strict=True)
     )
     try:
         value = _C.cross_entropy(
-            _address(h),
-            _address(w),
-            _address(b),
-            _address(y),
-            _address(a),
+            address(h),
+            address(w),
+            address(b),
+            address(y),
+            address(a),
             hidden.shape[0],
             items,
             dim,
-            _address(n),
+            address(n),
             0 if n is None else n.shape[0],
-            _address(q_n),
-            _address(q_y),
+            address(q_n),
+            address(q_y),
             d_hidden,
             d_weight,
             d_bias,
@@ -429,6 +406,13 @@ def _fake(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(hidden, weight, want_hidden, want_weight, want_bias)
+
+
+def _outputs(
+    hidden: Tensor, weight: Tensor, want_hidden: bool, want_weight: bool, want_bias: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory of the loss and of the gradients; empty for those that are not wanted."""
     return (
         hidden.new_empty(()),
         hidden.new_empty(hidden.shape if want_hidden else 0),

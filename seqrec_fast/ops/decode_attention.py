@@ -16,8 +16,8 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._library import register
-from seqrec_fast.ops._rows import check_jagged
+from seqrec_fast.ops._checks import check_jagged
+from seqrec_fast.ops._library import address, needs_gradient, register
 from seqrec_fast.ops.attention import dense_width, view_of
 
 __all__ = ["decode_attention", "decode_attention_reference"]
@@ -52,7 +52,7 @@ def decode_attention(
     """
     _check(q, keys, values, offsets, lengths)
     native = choose_backend("decode_attention", q.device, q.dtype) == "native"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, keys, values)):
+    if needs_gradient(q, keys, values):
         if native and os.environ.get("SEQREC_FAST_BACKEND") == "native":
             raise InputError(
                 "SEQREC_FAST_BACKEND=native: decode_attention has no native gradient; "
@@ -62,10 +62,7 @@ def decode_attention(
     if not native:
         return decode_attention_reference(q, keys, values, offsets, lengths=lengths, scale=scale)
     factor = float(scale) if scale is not None else max(int(q.shape[2]), 1) ** -0.5
-    # where nothing traces or wraps the tensors, torch's dispatcher would only cost time
-    traced = torch.compiler.is_compiling() or type(q) is not Tensor
-    run = _DECODE if traced else _decode
-    out: Tensor = run(q, keys, values, offsets, lengths, factor)
+    out: Tensor = _DECODE(q, keys, values, offsets, lengths, factor)
     return out
 
 
@@ -136,7 +133,7 @@ def _decode(
         view_of(keys),
         view_of(values),
         offsets.data_ptr(),
-        0 if lengths is None else lengths.data_ptr(),
+        address(lengths),
         keys.shape[0],
         q.shape[0],
         q.shape[1],

@@ -112,11 +112,6 @@ def keep_factors(x: Tensor, p: float, seed: Tensor) -> Tensor:
     return kept.view(x.shape).to(x.dtype) * (_DRAWS / (_DRAWS - threshold))
 
 
-def address(tensor: Tensor | None) -> int:
-    """The address of a tensor for a kernel; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def seed_word(seed: Tensor | None) -> int:
     """The seed as the kernels take it, an unsigned 64-bit word; 0 for None."""
     return 0 if seed is None else int(seed.item()) & ((1 << 64) - 1)

@@ -16,15 +16,10 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._library import register
-from seqrec_fast.ops._rows import check_jagged, token_positions
-from seqrec_fast.ops.dropout import (
-    address,
-    check_probability,
-    dropout_reference,
-    seed_tensor,
-    seed_word,
-)
+from seqrec_fast.ops._checks import check_jagged, check_offsets
+from seqrec_fast.ops._library import address, register
+from seqrec_fast.ops._rows import token_positions
+from seqrec_fast.ops.dropout import check_probability, dropout_reference, seed_tensor, seed_word
 
 __all__ = [
     "embedding",
@@ -149,10 +144,7 @@ def _check_sequences(weight: Tensor, ids: Tensor, position_weight: Tensor, offse
             f"{weight.device}, found {position_weight.dtype} {tuple(position_weight.shape)} on "
             f"{position_weight.device}"
         )
-    if offsets.ndim != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
-        raise InputError(
-            f"offsets: expected int64 [rows + 1], found {offsets.dtype} {tuple(offsets.shape)}"
-        )
+    check_offsets(offsets)
 
 
 # ------------------------------------------------------------------------------- the kernels

@@ -18,7 +18,8 @@ from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.native import ACTIVATIONS
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._library import register
+from seqrec_fast.ops._checks import check_like
+from seqrec_fast.ops._library import needs_gradient, register
 from seqrec_fast.ops.dropout import check_probability, dropout_reference, seed_tensor, seed_word
 from seqrec_fast.ops.linear import linear_reference
 
@@ -71,12 +72,10 @@ def feed_forward(
             seed=key,
         )
     tensors = (x, up_weight, up_bias, down_weight, down_bias)
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    wanted = needs_gradient(*tensors)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y: Tensor
-    y, _ = _FEED_FORWARD(
-        rows, *tensors[1:], ACTIVATIONS.index(activation), dropout, key, bool(wanted)
-    )
+    y, _ = _FEED_FORWARD(rows, *tensors[1:], ACTIVATIONS.index(activation), dropout, key, wanted)
     return y.view(*x.shape[:-1], down_weight.shape[0])
 
 
@@ -123,17 +122,14 @@ def _check(
             f"up_bias, down_bias: expected [{inner}] and [{down_weight.shape[0]}], found "
             f"{tuple(up_bias.shape)} and {tuple(down_bias.shape)}"
         )
-    for name, tensor in (
-        ("up_weight", up_weight),
-        ("up_bias", up_bias),
-        ("down_weight", down_weight),
-        ("down_bias", down_bias),
-    ):
-        if tensor.dtype != x.dtype or tensor.device != x.device:
-            raise InputError(
-                f"{name}: expected {x.dtype} on {x.device} like x, found {tensor.dtype} on "
-                f"{tensor.device}; convert it"
-            )
+    check_like(
+        "x",
+        x,
+        up_weight=up_weight,
+        up_bias=up_bias,
+        down_weight=down_weight,
+        down_bias=down_bias,
+    )
 
 
 # ------------------------------------------------------------------------------- the kernels

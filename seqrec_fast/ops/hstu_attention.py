@@ -20,8 +20,10 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._library import register
-from seqrec_fast.ops._rows import check_jagged, equal_runs
+from seqrec_fast.ops._checks import check_heads, check_jagged, check_like, check_offsets
+from seqrec_fast.ops._library import address, register
+from seqrec_fast.ops._rows import equal_runs
+from seqrec_fast.ops.attention import dense_width, view_of
 
 __all__ = ["hstu_attention", "hstu_attention_reference", "time_bucket_bounds"]
 
@@ -132,15 +134,8 @@ def _check(
     time_bias: Tensor | None,
     times: Tensor | None,
 ) -> None:
-    if q.ndim != 3 or k.shape != q.shape or v.shape != q.shape:
-        raise InputError(
-            "q, k, v: expected three equal shapes [tokens, heads, width], found "
-            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        )
-    if offsets.ndim != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
-        raise InputError(
-            f"offsets: expected int64 [rows + 1], found {offsets.dtype} {tuple(offsets.shape)}"
-        )
+    check_heads(q, k, v)
+    check_offsets(offsets)
     if not (math.isfinite(normaliser) and normaliser != 0):
         raise InputError(f"normaliser: expected a finite number other than 0, found {normaliser}")
     for name, table in (("bias", bias), ("time_bias", time_bias)):
@@ -155,12 +150,7 @@ def _check(
         raise InputError(
             f"times: expected int64 [{q.shape[0]}], found {times.dtype} {tuple(times.shape)}"
         )
-    for name, tensor in (("k", k), ("v", v), ("bias", bias), ("time_bias", time_bias)):
-        if tensor is not None and (tensor.dtype != q.dtype or tensor.device != q.device):
-            raise InputError(
-                f"{name}: expected {q.dtype} on {q.device} like q, found {tensor.dtype} on "
-                f"{tensor.device}; convert it"
-            )
+    check_like("q", q, k=k, v=v, bias=bias, time_bias=time_bias)
     for name, tensor in (("offsets", offsets), ("times", times)):
         if tensor is not None and tensor.device != q.device:
             raise InputError(f"{name}: expected on {q.device} like q, found on {tensor.device}")
@@ -207,18 +197,6 @@ def _reference(
 # ------------------------------------------------------------------------------- native
 
 
-def _dense_width(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-
-
-def _view(x: Tensor) -> tuple[int, int, int]:
-    return x.data_ptr(), x.stride(0), x.stride(1)
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None or x.numel() == 0 else x.data_ptr()
-
-
 _Sizes = tuple[int, int, int, int, int, int]
 _Tables = tuple[int, int, int, int, int]
 
@@ -238,7 +216,7 @@ def _tables(
     tokens, heads, width = q.shape
     distances, buckets = (0 if t is None else t.shape[1] for t in (bias, time_bias))
     sizes = (tokens, offsets.shape[0] - 1, heads, width, distances, buckets)
-    a, b, c, d, e = map(_address, kept)
+    a, b, c, d, e = map(address, kept)
     return kept, sizes, (a, b, c, d, e)
 
 
@@ -254,14 +232,14 @@ def _forward(
     scale: float,
     normaliser: float,
 ) -> Tensor:
-    q, k, v = _dense_width(q), _dense_width(k), _dense_width(v)
+    q, k, v = dense_width(q), dense_width(k), dense_width(v)
     kept, sizes, tables = _tables(q, offsets, bias, time_bias, times)
     out = torch.empty(q.shape)
     try:
         _C.hstu_attention(
-            _view(q),
-            _view(k),
-            _view(v),
+            view_of(q),
+            view_of(k),
+            view_of(v),
             sizes,
             tables,
             causal,
@@ -290,22 +268,22 @@ def _backward(
     wants_bias: bool,
     wants_time_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    d_out, q, k, v = _dense_width(d_out), _dense_width(q), _dense_width(k), _dense_width(v)
+    d_out, q, k, v = dense_width(d_out), dense_width(q), dense_width(k), dense_width(v)
     kept, sizes, tables = _tables(q, offsets, bias, time_bias, times)
     d_q, d_k, d_v, d_bias, d_time = _gradients(
         q, bias if wants_bias else None, time_bias if wants_time_bias else None
     )
     _C.hstu_attention_backward(
-        _view(d_out),
-        _view(q),
-        _view(k),
-        _view(v),
+        view_of(d_out),
+        view_of(q),
+        view_of(k),
+        view_of(v),
         sizes,
         tables,
         causal,
         scale,
         normaliser,
-        (d_q.data_ptr(), d_k.data_ptr(), d_v.data_ptr(), _address(d_bias), _address(d_time)),
+        (d_q.data_ptr(), d_k.data_ptr(), d_v.data_ptr(), address(d_bias), address(d_time)),
     )
     del kept
     return d_q, d_k, d_v, d_bias, d_time

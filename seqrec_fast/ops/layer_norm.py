@@ -18,14 +18,8 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._library import register
-from seqrec_fast.ops.dropout import (
-    address,
-    check_probability,
-    dropout_reference,
-    seed_tensor,
-    seed_word,
-)
+from seqrec_fast.ops._library import address, register
+from seqrec_fast.ops.dropout import check_probability, dropout_reference, seed_tensor, seed_word
 
 __all__ = ["add_layer_norm", "add_layer_norm_reference", "layer_norm", "layer_norm_reference"]
 

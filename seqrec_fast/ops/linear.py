@@ -19,7 +19,8 @@ from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.native import ACTIVATIONS
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._library import register
+from seqrec_fast.ops._checks import check_like
+from seqrec_fast.ops._library import address, needs_gradient, register
 
 __all__ = ["linear", "linear_reference"]
 
@@ -55,11 +56,8 @@ def linear(
     if choose_backend("linear", x.device, x.dtype) == "reference":
         return _FUNCTIONS[activation](torch.nn.functional.linear(x, weight, bias))
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    needs_gradient = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, bias)
-    )
     # with a gradient, what is before the activation must be kept, so it is a step of its own
-    fused = activation if not needs_gradient else "none"
+    fused = "none" if needs_gradient(x, weight, bias) else activation
     y: Tensor = _LINEAR(rows, weight, bias, ACTIVATIONS.index(fused))
     if fused != activation:
         y = _FUNCTIONS[activation](y)
@@ -86,12 +84,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> N
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"bias: expected [{weight.shape[0]}], found {tuple(bias.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
-            raise InputError(
-                f"{name}: expected {x.dtype} on {x.device} like x, found {tensor.dtype} on "
-                f"{tensor.device}; convert it"
-            )
+    check_like("x", x, weight=weight, bias=bias)
 
 
 def multiply(
@@ -113,7 +106,7 @@ def multiply(
         *strides,
         outputs,
         inputs,
-        0 if bias is None else bias.data_ptr(),
+        address(bias),
         activation,
         y.data_ptr(),
         outputs,
@@ -133,7 +126,7 @@ def weight_gradient(dy: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor |
         dy.shape[1],
         x.shape[1],
         d_weight.data_ptr(),
-        0 if d_bias is None else d_bias.data_ptr(),
+        address(d_bias),
     )
     return d_weight, d_bias
 

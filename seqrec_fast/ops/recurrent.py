@@ -28,7 +28,9 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _recurrent_native
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._rows import TimeMajor, check_jagged, permute_tokens, time_major
+from seqrec_fast.ops._checks import check_jagged, check_offsets
+from seqrec_fast.ops._library import needs_gradient
+from seqrec_fast.ops._rows import TimeMajor, permute_tokens, time_major
 
 __all__ = ["CELLS", "Cell", "CellActivation", "recurrent", "recurrent_reference"]
 
@@ -88,9 +90,6 @@ def recurrent(
         _recurrent_native.ACTIVATIONS.index(cell_activation),
     )
     keep = needs_gradient(x, *weights, *(state or ()))
-    if not keep and _recurrent_native.is_plain(x):
-        rows = offsets.shape[0] - 1
-        return _recurrent_native.infer(x, offsets, rows, weights, state or (), *codes)
     h0, c0 = (*(state or ()), None, None)[:2]
     output, h_end, c_end, *_ = _recurrent_native.forward(
         x, offsets, *weights, h0, c0, *codes, keep=keep
@@ -101,11 +100,6 @@ def recurrent(
 def runs_native(x: Tensor) -> bool:
     """Whether :func:`recurrent` computes tensors such as this by its kernels."""
     return choose_backend("recurrent", x.device, x.dtype) == "native"
-
-
-def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd will ask for a gradient of one of these."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def recurrent_reference(
@@ -176,10 +170,7 @@ def _check(
         )
     if x.ndim != 2:
         raise InputError(f"x: expected [tokens, inputs], found {tuple(x.shape)}")
-    if offsets.ndim != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
-        raise InputError(
-            f"offsets: expected int64 [rows + 1], found {offsets.dtype} {tuple(offsets.shape)}"
-        )
+    check_offsets(offsets)
     hidden = weight_hh.shape[1] if weight_hh.ndim == 2 else 0
     gates = CELLS[cell] * hidden
     if weight_ih.shape != (gates, x.shape[1]) or weight_hh.shape != (gates, hidden) or not hidden:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,6 @@ from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
 F32 = NDArray[np.float32]
-ISAS = native.build_info()["isa_supported"]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.build_info()["isa"]
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 def same(queries: Any, items: Any, k: int, bias: Any = None, **options: Any) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from seqrec_fast.errors import InputError
 from seqrec_fast.ops import attention, packed_attention
 from seqrec_fast.ops._rows import equal_runs, token_positions
 from seqrec_fast.ops.attention import attention_reference
+from tests.ops.judge import ISAS
 
-ISAS = native.build_info()["isa_supported"]
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 
 
@@ -86,14 +86,6 @@ def test_rows_of_one_length_side_by_side_are_one_run() -> None:
 
 def test_positions_count_from_the_start_of_a_row() -> None:
     assert token_positions(offsets_of([2, 0, 3])).tolist() == [0, 1, 0, 1, 2]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.build_info()["isa"]
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

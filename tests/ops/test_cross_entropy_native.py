@@ -21,19 +21,11 @@ from seqrec_fast.ops.cross_entropy import (
     linear_cross_entropy_reference,
     sampled_cross_entropy_reference,
 )
+from tests.ops.judge import ISAS
 
-ISAS = native.build_info()["isa_supported"]
 SIZES = [1, 2, 3, 11, 12, 13, 47, 48, 49, 97]
 ITEMS = [1, 2, 31, 32, 63, 64, 65, 191, 192, 193, 400]
 DIMS = [1, 3, 4, 8, 15, 16, 17, 33, 64, 65, 80, 130]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.build_info()["isa"]
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from seqrec_fast import _C, native
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import attention, decode_attention
 from seqrec_fast.ops.decode_attention import decode_attention_reference
-
-ISAS = native.build_info()["isa_supported"]
+from tests.ops.judge import ISAS
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

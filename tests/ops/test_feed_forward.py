@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,14 +20,6 @@ from tests.ops.judge import ISAS, judge
 
 ACTIVATIONS = ["gelu_tanh", "gelu", "relu", "silu"]
 SIZES = [1, 2, 3, 5, 12, 16, 17, 31, 33, 48, 49]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.build_info()["isa"]
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 def tensors(rows: int, inputs: int, inner: int, outputs: int) -> list[torch.Tensor]:

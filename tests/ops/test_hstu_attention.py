@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,18 +17,10 @@ from seqrec_fast import _C, native
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import hstu_attention
 from seqrec_fast.ops.hstu_attention import hstu_attention_reference, time_bucket_bounds
+from tests.ops.judge import ISAS
 
-ISAS = native.build_info()["isa_supported"]
 WIDTHS = [1, 3, 8, 17, 32, 64]
 KEYS = 64  # that the kernels add in one chain
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.build_info()["isa"]
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 def offsets_of(lengths: list[int]) -> Tensor:

@@ -3,28 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqrec_fast import _C, native
+from seqrec_fast import native
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import add_layer_norm, layer_norm
 from seqrec_fast.ops.layer_norm import add_layer_norm_reference, layer_norm_reference
-from tests.ops.judge import ISAS, judge
+from tests.ops.judge import judge
 
 DIMS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.build_info()["isa"]
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 def tensors(rows: int, dim: int) -> list[torch.Tensor]:

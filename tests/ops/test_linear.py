@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -15,17 +13,9 @@ from seqrec_fast import _C, native
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import linear
 from seqrec_fast.ops.linear import linear_reference
+from tests.ops.judge import ISAS, allowed, worst
 
-ISAS = native.build_info()["isa_supported"]
 SIZES = [1, 2, 3, 5, 11, 12, 13, 16, 23, 24, 25, 31, 32, 33, 48, 49, 100]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.build_info()["isa"]
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 def tensors(rows: int, inputs: int, outputs: int, seed: int = 0) -> list[torch.Tensor]:
@@ -33,16 +23,6 @@ def tensors(rows: int, inputs: int, outputs: int, seed: int = 0) -> list[torch.T
     shapes = [(rows, inputs), (outputs, inputs), (outputs,)]
     x, w, b = (torch.randn(s, generator=generator) for s in shapes)
     return [x, w / max(inputs, 1) ** 0.5, b]
-
-
-def worst(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((found.double() - exact).abs().max()) if exact.numel() else 0.0
-
-
-def allowed(torch_error: float, exact: torch.Tensor, factor: float = 2.0) -> float:
-    """The rule: a multiple of torch's own error, and a few roundings where torch has none."""
-    scale = float(exact.abs().max()) if exact.numel() else 0.0
-    return factor * torch_error + 4 * 2.0**-24 * scale
 
 
 @pytest.mark.parametrize("activation", native.ACTIVATIONS)
@@ -53,7 +33,7 @@ def test_forward_is_as_exact_as_torch(isa: str, activation: str) -> None:
         theirs = worst(linear_reference(x, w, b, activation=activation), exact)
         with torch.no_grad():
             mine = linear(x, w, b, activation=activation)
-        assert worst(mine, exact) <= allowed(theirs, exact)
+        assert worst(mine, exact) <= allowed(theirs, exact, 2.0)
         packed = native.PackedLinear(w.numpy(), b.numpy())
         again = packed(x.numpy(), activation=activation, threads=2)
         assert np.array_equal(again, mine.numpy())
@@ -75,7 +55,7 @@ def test_every_size(rows: int, inputs: int, outputs: int, bias: bool) -> None:
     theirs = worst(linear_reference(x, w, b), exact) + chain
     for name in ISAS:
         _C.use_isa(name)
-        assert worst(linear(x, w, b), exact) <= allowed(theirs, exact), name
+        assert worst(linear(x, w, b), exact) <= allowed(theirs, exact, 2.0), name
 
 
 def test_gradients_are_as_exact_as_torch(isa: str) -> None:

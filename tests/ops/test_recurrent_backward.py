@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -17,17 +17,9 @@ from seqrec_fast import _C, native, nn
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _recurrent_native, recurrent
 from seqrec_fast.ops.recurrent import CELLS, recurrent_reference
+from tests.ops.judge import ISAS
 
-ISAS = native.build_info()["isa_supported"]
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.build_info()["isa"]
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 class Layer:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise, product
 from typing import Any
 
@@ -16,18 +15,10 @@ from seqrec_fast import _C, JaggedBatch, native, nn
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _recurrent_native, recurrent
 from seqrec_fast.ops.recurrent import CELLS, recurrent_reference
+from tests.ops.judge import ISAS
 
-ISAS = native.build_info()["isa_supported"]
 ACTIVATIONS = ("tanh", "sigmoid")
 Layer = dict[str, Any]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.build_info()["isa"]
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 def layer(

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refusals that several operations share, each with one clear line."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqrec_fast.errors import InputError
+
+__all__ = ["check_heads", "check_jagged", "check_like", "check_offsets"]
+
+
+def check_offsets(offsets: Tensor) -> None:
+    """Refuses what is not int64 ``[rows + 1]``, by type and shape alone."""
+    if offsets.ndim != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
+        raise InputError(
+            f"offsets: expected int64 [rows + 1], found {offsets.dtype} {tuple(offsets.shape)}"
+        )
+
+
+def check_jagged(name: str, x: Tensor, offsets: Tensor) -> None:
+    """Refuses offsets that do not fit ``x`` (``[tokens, ...]``); reads their values."""
+    check_offsets(offsets)
+    if int(offsets[0]) != 0 or int(offsets[-1]) != x.shape[0]:
+        raise InputError(
+            f"offsets: must run from 0 to the {x.shape[0]} tokens of {name}, "
+            f"found {int(offsets[0])} to {int(offsets[-1])}"
+        )
+
+
+def check_like(like: str, reference: Tensor, **tensors: Tensor | None) -> None:
+    """Refuses tensors of another dtype or device than the argument called ``like``."""
+    for name, tensor in tensors.items():
+        if tensor is not None and (
+            tensor.dtype != reference.dtype or tensor.device != reference.device
+        ):
+            raise InputError(
+                f"{name}: expected {reference.dtype} on {reference.device} like {like}, found "
+                f"{tensor.dtype} on {tensor.device}; convert it"
+            )
+
+
+def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Refuses queries, keys and values that are not of one shape ``[tokens, heads, width]``."""
+    if q.ndim != 3 or k.shape != q.shape or v.shape != q.shape:
+        raise InputError(
+            "q, k, v: expected three equal shapes [tokens, heads, width], found "
+            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
