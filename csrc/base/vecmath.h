@@ -117,13 +117,6 @@ SEQREC_INLINE Floats<W> silu(Floats<W> x) {
   return x * sigmoid<W>(x);
 }
 
-/// The derivative of silu: s (1 + x (1 - s)) with s = sigmoid(x).
-template <int W>
-SEQREC_INLINE Floats<W> silu_slope(Floats<W> x) {
-  const Floats<W> s = sigmoid<W>(x);
-  return s * (x * (1.0f - s) + 1.0f);
-}
-
 /// The error function.
 template <int W>
 SEQREC_INLINE Floats<W> erf(Floats<W> x) {
@@ -154,13 +147,6 @@ SEQREC_INLINE Floats<W> gelu(Floats<W> x) {
   return (x * 0.5f) * (1.0f + erf<W>(x * 0.707106781f));
 }
 
-/// The derivative of gelu: Phi(x) + x phi(x).
-template <int W>
-SEQREC_INLINE Floats<W> gelu_slope(Floats<W> x) {
-  const Floats<W> density = exp_of_negative<W>(x * x * -0.5f) * 0.398942280f;
-  return (erf<W>(x * 0.707106781f) + 1.0f) * 0.5f + x * density;
-}
-
 namespace vecmath {
 /// sqrt(2 / pi) (x + 0.044715 x^3), the argument of the tanh in gelu_tanh.
 template <int W>
@@ -173,14 +159,6 @@ SEQREC_INLINE Floats<W> gelu_inner(Floats<W> x) {
 template <int W>
 SEQREC_INLINE Floats<W> gelu_tanh(Floats<W> x) {
   return (x * 0.5f) * (1.0f + tanh<W>(vecmath::gelu_inner<W>(x)));
-}
-
-/// The derivative of gelu_tanh.
-template <int W>
-SEQREC_INLINE Floats<W> gelu_tanh_slope(Floats<W> x) {
-  const Floats<W> t = tanh<W>(vecmath::gelu_inner<W>(x));
-  const Floats<W> inner = x * x * (3.0f * 0.0356774081f) + 0.797884561f;
-  return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner;
 }
 
 }  // namespace SEQREC_ISA

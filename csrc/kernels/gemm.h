@@ -49,10 +49,8 @@ struct Gemm {
     }
     if constexpr (MR == 1 && !kTransposed) {
       multiply_row<W, kVectors, kRowSets>(a, b, depth, acc);
-    } else if constexpr (kTransposed) {
-      multiply_tile_transposed<W, MR, kVectors>(a, lda, b, depth, acc);
     } else {
-      multiply_tile<W, MR, kVectors>(a, lda, b, depth, acc);
+      multiply_tile<W, MR, kVectors, kTransposed>(a, lda, b, depth, acc);
     }
     if (columns == kColumns) {
       for (int r = 0; r < MR; ++r) {

@@ -21,27 +21,6 @@ SEQREC_INLINE Floats<W> activated(Floats<W> x) {
   return x;
 }
 
-/// The derivative of the activation at x.
-template <int W, Activation A>
-SEQREC_INLINE Floats<W> activation_slope(Floats<W> x) {
-  const Floats<W> one = broadcast<W>(1.0f);
-  if constexpr (A == Activation::kRelu) {
-    return select<W>(greater<W>(x, broadcast<W>(0.0f)), one, broadcast<W>(0.0f));
-  }
-  if constexpr (A == Activation::kSilu) return silu_slope<W>(x);
-  if constexpr (A == Activation::kGelu) return gelu_slope<W>(x);
-  if constexpr (A == Activation::kGeluTanh) return gelu_tanh_slope<W>(x);
-  if constexpr (A == Activation::kTanh) {
-    const Floats<W> t = tanh<W>(x);
-    return one - t * t;
-  }
-  if constexpr (A == Activation::kSigmoid) {
-    const Floats<W> s = sigmoid<W>(x);
-    return s * (one - s);
-  }
-  return one;
-}
-
 template <int W>
 struct Linear {
   using F = Floats<W>;
@@ -61,20 +40,6 @@ struct Linear {
     }
   }
 
-  template <Activation A>
-  static SEQREC_NOINLINE void apply_slope(const float* from, const float* gradient, float* to,
-                                          std::int64_t count) {
-    std::int64_t i = 0;
-    for (; i + W <= count; i += W) {
-      const F slope = activation_slope<W, A>(load<W>(from + i));
-      store<W>(to + i, load<W>(gradient + i) * slope);
-    }
-    if (i < count) {
-      const F slope = activation_slope<W, A>(load_part<W>(from + i, count - i));
-      store_part<W>(to + i, load_part<W>(gradient + i, count - i) * slope, count - i);
-    }
-  }
-
   static void activate(Activation activation, const float* from, float* to, std::int64_t count) {
     switch (activation) {
       case Activation::kNone:
@@ -91,26 +56,6 @@ struct Linear {
         return apply<Activation::kTanh>(from, to, count);
       case Activation::kSigmoid:
         return apply<Activation::kSigmoid>(from, to, count);
-    }
-  }
-
-  static void activate_backward(Activation activation, const float* from, const float* gradient,
-                                float* to, std::int64_t count) {
-    switch (activation) {
-      case Activation::kNone:
-        return apply_slope<Activation::kNone>(from, gradient, to, count);
-      case Activation::kRelu:
-        return apply_slope<Activation::kRelu>(from, gradient, to, count);
-      case Activation::kSilu:
-        return apply_slope<Activation::kSilu>(from, gradient, to, count);
-      case Activation::kGelu:
-        return apply_slope<Activation::kGelu>(from, gradient, to, count);
-      case Activation::kGeluTanh:
-        return apply_slope<Activation::kGeluTanh>(from, gradient, to, count);
-      case Activation::kTanh:
-        return apply_slope<Activation::kTanh>(from, gradient, to, count);
-      case Activation::kSigmoid:
-        return apply_slope<Activation::kSigmoid>(from, gradient, to, count);
     }
   }
 

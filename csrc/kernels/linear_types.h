@@ -45,13 +45,6 @@ struct LinearKernels {
                          std::int64_t output_end, std::int64_t inputs, float* sum,
                          std::int64_t sum_stride, float* slab, float* scratch);
 
-  /// to[i] = activation(from[i]).
-  void (*activate)(Activation activation, const float* from, float* to, std::int64_t count);
-
-  /// to[i] = gradient[i] * activation'(from[i]); `from` is before the activation.
-  void (*activate_backward)(Activation activation, const float* from, const float* gradient,
-                            float* to, std::int64_t count);
-
   /// sums[j] += sum over rows of a[row, j].
   void (*add_columns)(const float* a, std::int64_t stride, std::int64_t rows, std::int64_t columns,
                       float* sums);

@@ -198,8 +198,7 @@ SEQREC_NOINLINE void input_panel(const float* d_gates, std::ptrdiff_t group_step
   for (std::int64_t g = 0; g < groups; ++g) {
     for (int part = 0; part < kGroup; part += MR) {
       Floats<W> acc[MR][NV] = {};
-      multiply_tile_transposed<W, MR, NV>(d_gates + g * group_step + part, kGroup, inputs, tokens,
-                                          acc);
+      multiply_tile<W, MR, NV, true>(d_gates + g * group_step + part, kGroup, inputs, tokens, acc);
       for (int r = 0; r < MR; ++r) {
         for (int v = 0; v < NV; ++v, sums += W) {
           store<W>(sums, add ? acc[r][v] + load<W>(sums) : acc[r][v]);

@@ -23,29 +23,17 @@ struct TileShape {
   static constexpr int kColumns = kVectors * W;
 };
 
-/// acc[r][v] += sum over k of a[r * lda + k] * b[k][v], with b packed [depth][NV * W].
-template <int W, int MR, int NV>
+/// acc[r][v] += sum over k of a(r, k) * b[k][v], with b packed [depth][NV * W].
+///
+/// a(r, k) is a[r * lda + k], or a[k * lda + r] where A is transposed.
+template <int W, int MR, int NV, bool kTransposed = false>
 SEQREC_INLINE void multiply_tile(const float* a, std::ptrdiff_t lda, const float* b,
                                  std::int64_t depth, Floats<W> (&acc)[MR][NV]) {
   for (std::int64_t k = 0; k < depth; ++k) {
     Floats<W> column[NV];
     for (int v = 0; v < NV; ++v) column[v] = load<W>(b + (k * NV + v) * W);
     for (int r = 0; r < MR; ++r) {
-      const Floats<W> x = broadcast<W>(a[r * lda + k]);
-      for (int v = 0; v < NV; ++v) acc[r][v] += x * column[v];
-    }
-  }
-}
-
-/// multiply_tile with the rows of A in the depth: a[k * lda + r], for products with A transposed.
-template <int W, int MR, int NV>
-SEQREC_INLINE void multiply_tile_transposed(const float* a, std::ptrdiff_t lda, const float* b,
-                                            std::int64_t depth, Floats<W> (&acc)[MR][NV]) {
-  for (std::int64_t k = 0; k < depth; ++k) {
-    Floats<W> column[NV];
-    for (int v = 0; v < NV; ++v) column[v] = load<W>(b + (k * NV + v) * W);
-    for (int r = 0; r < MR; ++r) {
-      const Floats<W> x = broadcast<W>(a[k * lda + r]);
+      const Floats<W> x = broadcast<W>(kTransposed ? a[k * lda + r] : a[r * lda + k]);
       for (int v = 0; v < NV; ++v) acc[r][v] += x * column[v];
     }
   }

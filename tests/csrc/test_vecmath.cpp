@@ -8,6 +8,7 @@
 
 #include "base/vecmath.h"
 #include "check.h"
+#include "kernels/feed_forward.h"
 
 namespace {
 
@@ -100,13 +101,18 @@ TEST(vecmath_limits) {
   }
 }
 
+template <seqrec::Activation A>
+static F slope(F x) {
+  return vm::value_and_slope<W, A>(x).slope;
+}
+
 TEST(vecmath_slopes) {
   const struct {
     F (*slope)(F);
     double (*function)(double);
-  } pairs[] = {{&vm::silu_slope<W>, &silu},
-               {&vm::gelu_slope<W>, &gelu},
-               {&vm::gelu_tanh_slope<W>, &gelu_tanh}};
+  } pairs[] = {{&slope<seqrec::Activation::kSilu>, &silu},
+               {&slope<seqrec::Activation::kGelu>, &gelu},
+               {&slope<seqrec::Activation::kGeluTanh>, &gelu_tanh}};
   for (const auto& pair : pairs) {
     for (double x = -12; x <= 12; x += 0.037) {
       const double step = 1e-4;

@@ -11,7 +11,6 @@ const LinearKernels linear_kernels = {
     LinearOfUnit::Product::kColumns, LinearOfUnit::Product::kRows,
     LinearOfUnit::Product::kScratch, &LinearOfUnit::pack,
     &LinearOfUnit::multiply,         &LinearOfUnit::add_transposed,
-    &LinearOfUnit::activate,         &LinearOfUnit::activate_backward,
     &LinearOfUnit::add_columns,
 };
 
