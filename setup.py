@@ -48,7 +48,8 @@ class Unit(NamedTuple):
 
 def units() -> list[Unit]:
     """Everything that is compiled: each file of ``isa/units`` once an instruction set."""
-    common = [*glob("csrc/base/*.cpp"), *glob("csrc/ops/*.cpp"), *glob("csrc/binding/*.cpp")]
+    folders = ("base", "ops", "engine", "binding")
+    common = [source for folder in folders for source in glob(f"csrc/{folder}/*.cpp")]
     found = [Unit(source) for source in sorted([*common, "csrc/isa/dispatch.cpp"])]
     for isa in ISAS if is_x86() else ["baseline"]:
         flags = (*KERNEL_FLAGS, f"-DSEQREC_ISA=isa_{isa}", *ISAS[isa])

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// The weights of a trained model by name, and a linear layer made of them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+
+#include "isa/kernel_table.h"
+#include "ops/linear.h"
+
+namespace seqrec {
+
+/// Seen, not owned: dense float32 arrays under the names of the torch model's state.
+class Tensors {
+ public:
+  void set(const std::string& name, const float* data, std::int64_t size);
+  bool has(const std::string& name) const { return found_.count(name) != 0; }
+
+  /// The tensor; throws std::invalid_argument where it is missing or has another size.
+  const float* at(const std::string& name, std::int64_t size) const;
+
+ private:
+  struct Entry {
+    const float* data;
+    std::int64_t size;
+  };
+  std::unordered_map<std::string, Entry> found_;
+};
+
+/// y = activation(x W^T + b) on the calling thread, in `scratch` of table.linear->scratch floats.
+void multiply(const PackedLinear& layer, const float* x, std::int64_t x_stride, std::int64_t rows,
+              Activation activation, float* y, std::int64_t y_stride, float* scratch);
+
+}  // namespace seqrec
