@@ -62,15 +62,15 @@ class RivalStack:
     """
 
     def __init__(
-        self, name: str, encode: Encode, search: Search, max_length: int, unit: bool
+        self, name: str, encode: Encode, search: Search, window: int, unit: bool
     ) -> None:
         self.name = name
         self._encode, self._search = encode, search
-        self._max_length, self._unit = max_length, unit
+        self._window, self._unit = window, unit
 
     def embed(self, histories: Sequence[Sequence[int]]) -> Floats:
         """User embeddings float32 ``[rows, dim]`` of item indices, oldest first, no row empty."""
-        rows = [history[-self._max_length :] for history in histories]
+        rows = [history[-self._window :] for history in histories]
         if len(rows) == 1:
             users = self._encode(np.array(rows, dtype=np.int64), None)
         else:
@@ -156,7 +156,7 @@ def rival_stacks(
     for runtime, encode in encoders.items():
         for search, look in found.items():
             name = f"{runtime}+{search}"
-            stacks[name] = RivalStack(name, encode, look, encoder.max_length, unit)
+            stacks[name] = RivalStack(name, encode, look, encoder.window, unit)
     return stacks, missing
 
 
