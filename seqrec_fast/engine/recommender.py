@@ -20,6 +20,7 @@ from seqrec_fast import bundle as bundles
 from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.encoders import build_encoder
+from seqrec_fast.engine.precision import Weights, apply_weights, checked_weights
 from seqrec_fast.engine.requests import (
     Filter,
     Histories,
@@ -36,6 +37,7 @@ from seqrec_fast.jagged import JaggedBatch
 __all__ = ["Recommendation", "Recommender"]
 
 _USERS_AT_ONCE = 8192  # bounds the memory of a large request; each part is one native call
+_NO_FILTER = Filter(None, None, [])
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,26 @@ class Recommender:
     Thread-safe: all methods may be called from any number of threads at once.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, weights: Weights | str = "float32"
+    ) -> None:
         """Serves a bundle that is in memory.
 
         Args:
             bundle: the model.
             threads: cores that one call may use; ``None`` takes the default of the native pool.
+            weights: ``"float32"``; ``"bfloat16"``, which rounds all matrices; or ``"int8"``, which
+                quantises the item vectors. ``seqrec-fast evaluate`` measures what it costs.
 
         Raises:
-            InputError: weights that do not fit the configuration, or an impossible ``threads``.
+            InputError: weights that do not fit the configuration, an impossible ``threads`` or an
+                unknown form of ``weights``.
         """
         self._threads = _checked_threads(threads)
+        self._weights = checked_weights(weights)
         self._items = bundle.items
         self._table = bundle.item_table
-        self._encoder = build_encoder(bundle.config, bundle.tensors)
+        self._encoder = build_encoder(bundle.config, apply_weights(bundle.tensors, self._weights))
         vectors, bias = self._encoder.item_vectors, self._encoder.item_bias
         if len(vectors) != len(bundle.items):
             raise InputError(
@@ -102,22 +110,29 @@ class Recommender:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        weights: Weights | str = "float32",
+        verify: bool = True,
     ) -> Recommender:
         """Loads a bundle from disk.
 
         Args:
             path: the folder.
             threads: as in the constructor.
+            weights: as in the constructor.
             verify: compare the files with their checksums; ``False`` starts faster.
 
         Raises:
             BundleError: a bundle that is missing, damaged, newer or not to be trusted.
         """
         _checked_threads(threads)
+        checked_weights(weights)
         content = bundles.load(path, verify=verify)
         try:
-            return cls(content, threads=threads)
+            return cls(content, threads=threads, weights=weights)
         except InputError as error:
             raise BundleError(f"{os.fspath(path)}: {error}") from None
 
@@ -160,6 +175,52 @@ class Recommender:
             rows = np.arange(begin, min(begin + _USERS_AT_ONCE, users))
             answers += self._answer(rows, parsed, count, bool(exclude_seen), allowed, denied)
         return answers
+
+    def recommend_arrays(
+        self,
+        histories: JaggedBatch[Any],
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        blocked: NDArray[Any] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The best items for each user, by item index: no raw ids, no objects, one array each.
+
+        Args:
+            histories: int32 item indices (places in :attr:`item_ids`), oldest first. A row without
+                items gets the most popular ones, with their event counts as scores.
+            k: how many items; may exceed the number of items.
+            exclude_seen: as in :meth:`recommend`.
+            blocked: bool ``[num_items]``, true for the items that nobody may get.
+
+        Returns:
+            Scores float32 ``[users, k]``, descending, and indices int64 ``[users, k]``; minus
+            infinity and -1 where fewer are left. Equal scores stand by ascending index.
+
+        Raises:
+            InputError: another type or shape, or an index that is no item.
+        """
+        wanted = whole_number("k", k)
+        known = _checked_indices(histories, self.num_items)
+        denied = _NO_FILTER
+        if blocked is not None:
+            mask = np.asarray(blocked)
+            if mask.shape != (self.num_items,) or mask.dtype != np.bool_:
+                raise InputError(
+                    f"blocked: expected bool of shape ({self.num_items},), found {mask.dtype} of "
+                    f"shape {mask.shape}"
+                )
+            denied = Filter(np.flatnonzero(mask).astype(np.int32), None, [])
+        scores = np.full((len(known), wanted), -np.inf, dtype=np.float32)
+        ids = np.full((len(known), wanted), -1, dtype=np.int64)
+        count = min(wanted, self.num_items)
+        for begin in range(0, len(known), _USERS_AT_ONCE):
+            rows = np.arange(begin, min(begin + _USERS_AT_ONCE, len(known)))
+            part = known.select(rows)
+            scores[rows, :count], ids[rows, :count] = self._rank(
+                part, count, bool(exclude_seen), _NO_FILTER, denied, rows
+            )
+        return scores, ids
 
     def similar_items(self, item: Any, k: int = 10) -> Recommendation:
         """The items whose vectors point most nearly the same way (cosine).
@@ -254,7 +315,7 @@ class Recommender:
         return self._items.ids.copy()
 
     def info(self) -> dict[str, Any]:
-        """``model, num_items, dim, parameters, titles, threads, config, metrics``."""
+        """``model, num_items, dim, parameters, titles, threads, weights, config, metrics``."""
         return {
             "model": self._config["model"],
             "num_items": self.num_items,
@@ -262,6 +323,7 @@ class Recommender:
             "parameters": self._parameters,
             "titles": self._table is not None and self._table.title_column is not None,
             "threads": self._threads or native.get_num_threads(),
+            "weights": self._weights,
             "config": dict(self._config),
             "metrics": dict(self._metrics),
         }
@@ -282,6 +344,29 @@ class Recommender:
     ) -> list[Recommendation]:
         """Recommendations of some users of a request."""
         known = histories.known.select(rows)
+        scores, ids = self._rank(known, k, exclude_seen, allowed, denied, rows)
+        has_history = known.lengths > 0
+        return [
+            self._made(
+                ids[at][ids[at] >= 0],
+                scores[at][ids[at] >= 0],
+                histories.unknown[row],
+                None if has_history[at] else "popularity",
+                allowed.unknown[row] + denied.unknown[row],
+            )
+            for at, row in enumerate(rows.tolist())
+        ]
+
+    def _rank(
+        self,
+        known: JaggedBatch[Any],
+        k: int,
+        exclude_seen: bool,
+        allowed: Filter,
+        denied: Filter,
+        rows: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and item indices ``[users, k]``; ``rows`` are the users' places in the request."""
         ids = np.empty((len(rows), k), dtype=np.int64)
         scores = np.empty((len(rows), k), dtype=np.float32)
         has_history = known.lengths > 0
@@ -300,16 +385,7 @@ class Recommender:
             scores[part], ids[part] = select(
                 scorer, queries, k, seen, allowed, denied, rows[part], self._threads
             )
-        return [
-            self._made(
-                ids[at][ids[at] >= 0],
-                scores[at][ids[at] >= 0],
-                histories.unknown[row],
-                None if has_history[at] else "popularity",
-                allowed.unknown[row] + denied.unknown[row],
-            )
-            for at, row in enumerate(rows.tolist())
-        ]
+        return scores, ids
 
     def _made(
         self,
@@ -334,3 +410,22 @@ def _checked_threads(threads: int | None) -> int | None:
     if count > native.MAX_THREADS:
         raise InputError(f"threads: at most {native.MAX_THREADS}, found {count}")
     return count
+
+
+def _checked_indices(histories: JaggedBatch[Any], items: int) -> JaggedBatch[Any]:
+    if not isinstance(histories, JaggedBatch) or histories.is_torch:
+        raise InputError(
+            "histories: expected a JaggedBatch of numpy item indices; raw ids go to recommend"
+        )
+    values = histories.values
+    if values.dtype != np.int32 or values.ndim != 1:
+        raise InputError(
+            f"histories: expected int32 item indices, found {values.dtype} of shape {values.shape}"
+        )
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < items:
+        at = int(np.flatnonzero((values < 0) | (values >= items))[0])
+        row = int(np.searchsorted(histories.offsets, at, side="right")) - 1
+        raise InputError(
+            f"histories: row {row} holds item {int(values[at])}, but the items are 0 to {items - 1}"
+        )
+    return histories
