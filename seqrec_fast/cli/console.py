@@ -25,6 +25,7 @@ __all__ = [
     "print_json",
     "say",
     "table",
+    "weight_forms",
     "whole_number",
 ]
 
@@ -149,6 +150,16 @@ def cutoffs(text: str) -> tuple[int, ...]:
     """An argparse type: one or more cut-offs, ``10`` or ``5,10,20``."""
     parse = whole_number(1)
     return tuple(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+
+
+def weight_forms(text: str) -> tuple[str, ...]:
+    """An argparse type: one or more forms of weights, ``int8`` or ``float32,bfloat16``."""
+    from seqrec_fast.engine.precision import checked_weights
+
+    try:
+        return tuple(dict.fromkeys(checked_weights(part.strip()) for part in text.split(",")))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("weights: ")) from None
 
 
 # -------------------------------------------------------------------- outputs

@@ -9,7 +9,7 @@ with as float32, so that a model's loss of quality can be measured before anythi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +42,10 @@ def checked_weights(given: object) -> Weights:
     Raises:
         InputError: another value.
     """
-    if given not in WEIGHTS:
-        raise InputError(f"weights: found {given!r}; choose one of {', '.join(WEIGHTS)}")
-    return cast(Weights, given)
+    for known in WEIGHTS:
+        if given == known:
+            return known
+    raise InputError(f"weights: found {given!r}; choose one of {', '.join(WEIGHTS)}")
 
 
 def round_to_bfloat16(array: NDArray[Any]) -> Float:

@@ -413,7 +413,8 @@ def _checked_threads(threads: int | None) -> int | None:
 
 
 def _checked_indices(histories: JaggedBatch[Any], items: int) -> JaggedBatch[Any]:
-    if not isinstance(histories, JaggedBatch) or histories.is_torch:
+    given: object = histories
+    if not isinstance(given, JaggedBatch) or given.is_torch:
         raise InputError(
             "histories: expected a JaggedBatch of numpy item indices; raw ids go to recommend"
         )

@@ -185,6 +185,11 @@ def k_a_word(world: World, folder: Path) -> Arguments:
     return ["evaluate", world.bundle, world.log, "--k", "5,ten"]
 
 
+@case("--weights", "'fp8'", "float32, bfloat16, int8")
+def weights_of_an_unknown_form(world: World, folder: Path) -> Arguments:
+    return ["evaluate", world.bundle, world.log, "--weights", "int8,fp8"]
+
+
 @case("--history", "no id")
 def history_empty(world: World, folder: Path) -> Arguments:
     return ["recommend", world.bundle, "--history", " , "]
