@@ -23,6 +23,7 @@ __all__ = [
     "error_line",
     "number",
     "print_json",
+    "read_ids",
     "say",
     "table",
     "weight_forms",
@@ -160,6 +161,27 @@ def weight_forms(text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(checked_weights(part.strip()) for part in text.split(",")))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("weights: ")) from None
+
+
+def read_ids(option: str, path: str | os.PathLike[str]) -> list[str]:
+    """Raw ids from a file of one a line; blank lines mean nothing.
+
+    Args:
+        option: the option that named the file, for the message.
+        path: the file.
+
+    Raises:
+        InputError: no id in it, or it is not text.
+        OSError: it can't be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{option}: {path} is not text in utf-8; write one id a line") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise InputError(f"{option}: no id in {path}; write one id a line")
+    return found
 
 
 # -------------------------------------------------------------------- outputs
