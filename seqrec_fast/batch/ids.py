@@ -2,7 +2,7 @@
 """Arrow columns of raw ids to item indices.
 
 Every distinct id of a column is looked up once, by the one rule of the vocabulary; the rest is
-gathering. What Parquet keeps as a dictionary is used as such, without building the texts.
+gathering.
 """
 
 from __future__ import annotations

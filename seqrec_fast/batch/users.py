@@ -261,18 +261,17 @@ def _schema(path: Path) -> tuple[pa.Schema, int]:
 
 
 def _batches(path: Path, user: str, item: str, size: int) -> Iterator[pa.RecordBatch]:
-    """Rows of the two columns, at most ``size`` at once; texts of items as dictionaries."""
+    """Rows of the two columns, at most ``size`` at once."""
+    import pyarrow as pa
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        leaves = [file.schema.column(at) for at in range(len(file.schema))]
-        texts = [
-            leaf.path
-            for leaf in leaves
-            if leaf.path.startswith(f"{item}.") and leaf.physical_type == "BYTE_ARRAY"
-        ]
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
-        yield from file.iter_batches(size, columns=[user, item])
+        parts: list[list[int] | None] = [None]
+        if pa.types.is_dictionary(file.schema_arrow.field(item).type.value_type):
+            # Arrow joins no lists whose dictionaries differ, and each row group has its own
+            parts = [[number] for number in range(file.num_row_groups)]
+        for part in parts:
+            yield from file.iter_batches(size, row_groups=part, columns=[user, item])
 
 
 def _line(error: BaseException) -> str:
