@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that say how a log is read, cleaned and split; shared by ``train`` and ``evaluate``.
+"""Options that say how a log is read, cleaned and split; shared by the commands that take one.
 
 Every option of cleaning and splitting has the default ``None``: ``train`` fills in what the
 library's functions take by default and writes all of it into the bundle, and ``evaluate`` takes
