@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -235,8 +235,10 @@ class _Ahead:
 
     def close(self) -> None:
         """Ends the reading, wherever it is."""
-        if not self._next.done():
+        while not self._next.done():
+            # again and again: what comes between two steps of the reading is lost on it
             self._source.stop()
+            wait([self._next], timeout=0.1)
         # whatever the last read met no longer matters: it ended, or an error is on its way
         with suppress(Exception):
             self._next.result()

@@ -13,6 +13,7 @@ import pytest
 
 from seqrec_fast.batch import output as output_module
 from seqrec_fast.batch import recommend_users
+from seqrec_fast.data.workspace import Workspace
 from seqrec_fast.engine import Recommender
 from seqrec_fast.errors import InputError
 
@@ -68,6 +69,31 @@ def test_an_error_on_the_way_leaves_nothing(
             assert str(caught.value).startswith(str(users if place.endswith("encode_ids") else out))
         assert {path.name: path.read_bytes() for path in users.parent.iterdir()} == before
         assert threading.active_count() == threads
+
+
+def test_a_reading_that_takes_long_is_stopped(
+    by_text: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while the log is still being sorted: the engine is told until it gives up."""
+    log, out = tmp_path / "log.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"user": [1, 2], "item": ["i1", "i2"]}), log)
+    real, calls = Workspace.row, []
+
+    def endless(self: Workspace, sql: str) -> Any:
+        calls.append(sql)
+        return real(self, "SELECT count(*) FROM range(1000000) a, range(1000000) b")
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workspace, "row", endless)
+    monkeypatch.setattr("seqrec_fast.batch.run._Ahead.__iter__", interrupted)
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        recommend_users(by_text, log, out, threads=1)
+    assert len(calls) == 1
+    assert threading.active_count() == threads
+    assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
 
 def test_a_file_that_appears_meanwhile_is_kept(by_text: Recommender, users: Path) -> None:
