@@ -54,7 +54,7 @@ def test_arrays_hold_what_recommend_answers(
     for row, answer in enumerate(answers):
         there = ids[row] >= 0
         assert names[ids[row][there]].tolist() == answer.items.tolist()
-        np.testing.assert_array_equal(scores[row][there], answer.scores)
+        np.testing.assert_allclose(scores[row][there], answer.scores, rtol=1e-5, atol=1e-5)
         assert np.isneginf(scores[row][~there]).all()
         assert not there[len(answer) :].any()
 
