@@ -22,7 +22,7 @@ from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._checks import check_heads, check_jagged
-from seqrec_fast.ops._library import register
+from seqrec_fast.ops._library import SECOND_REMEDY, register
 from seqrec_fast.ops._rows import EqualRun, equal_runs
 
 __all__ = ["attention", "attention_reference", "packed_attention"]
@@ -336,6 +336,7 @@ def _packed_backward(ctx: Any, d_out: Tensor | None, _: Tensor | None) -> tuple[
     return _PACKED_BACKWARD(d_out, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None
 
 
+_REMEDY = f"{SECOND_REMEDY}, inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
 _ATTENTION = register(
     "attention(Tensor q, Tensor k, Tensor v, Tensor offsets, bool causal, float scale)"
     " -> (Tensor, Tensor)",
@@ -343,6 +344,7 @@ _ATTENTION = register(
     _forward_fake,
     backward=_backward,
     setup_context=_save,
+    remedy=_REMEDY,
 )
 _PACKED = register(
     "packed_attention(Tensor qkv, Tensor offsets, bool causal, float scale) -> (Tensor, Tensor)",
@@ -350,4 +352,5 @@ _PACKED = register(
     _packed_fake,
     backward=_packed_backward,
     setup_context=_save,
+    remedy=_REMEDY,
 )

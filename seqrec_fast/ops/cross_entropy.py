@@ -25,7 +25,7 @@ from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._checks import check_like
-from seqrec_fast.ops._library import address, needs_gradient, register
+from seqrec_fast.ops._library import address, needs_gradient, refuse_second, register
 
 __all__ = [
     "CHUNK_LOGITS",
@@ -37,6 +37,9 @@ __all__ = [
 
 #: logits held at once (16 MiB of float32): small enough for the last-level cache of most servers
 CHUNK_LOGITS = 4 * 1024 * 1024
+
+
+_REMEDY = "use torch.nn.functional.cross_entropy on the logits"
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -75,12 +78,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if d_bias is not None:
                     d_bias += z.sum(dim=0)
         ctx.gradients = (d_hidden, d_weight, d_bias)
+        ctx.save_for_backward(hidden, weight, bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (None if g is None else g * gradient for g in ctx.gradients)
-        return (*scaled, None, None, None)
+        sources = (gradient, *ctx.saved_tensors)
+        with torch.no_grad():
+            scaled = [None if g is None else g * gradient for g in ctx.gradients]
+        return (*refuse_second("linear_cross_entropy", _REMEDY, sources, scaled), None, None, None)
 
 
 def linear_cross_entropy(
@@ -422,32 +428,37 @@ def _outputs(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[1:])
+    # the inputs are not read again; they tell what the gradients depend on
+    ctx.save_for_backward(*output[1:], *inputs[:3])
     ctx.wanted = inputs[-3:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradients: list[Tensor | None] = [
-        g if want and d_loss is not None else None
-        for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
-    ]
-    if d_loss is not None:
-        gradients = [None if g is None else _scaled(g, d_loss) for g in gradients]
-    return (*gradients, *[None] * 8)
-
-
-def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """``gradient * factor``, in place outside of a trace: these may be as large as the table.
-
-    A second backward pass through a kept graph is then refused by torch, as what was saved for it
-    has changed. By far the most common factor is 1, which changes nothing.
-    """
-    if type(factor) is not Tensor:  # a tracer
-        return gradient * factor
-    scale = float(factor)
-    return gradient if scale == 1.0 else gradient.mul_(scale)
+    if d_loss is None:
+        return (None,) * 11
+    if type(d_loss) is not Tensor:  # a tracer
+        made = ctx.saved_tensors[:3]
+        scaled = [g * d_loss if want else None for g, want in zip(made, ctx.wanted, strict=True)]
+        return (*scaled, *[None] * 8)
+    # Handed out as they are: they may be as large as the table. A second pass would hand out the
+    # same memory, which may have been changed meanwhile.
+    if getattr(ctx, "spent", False):
+        raise InputError(
+            "linear_cross_entropy: its gradients were handed out by an earlier backward pass; "
+            "compute the loss again"
+        )
+    ctx.spent = True
+    saved = ctx.saved_tensors
+    with torch.no_grad():
+        scale = float(d_loss)
+        given = [
+            (g if scale == 1.0 else g.mul_(scale)) if want else None
+            for g, want in zip(saved[:3], ctx.wanted, strict=True)
+        ]
+    sources = (d_loss, *saved[3:])
+    return (*refuse_second("linear_cross_entropy", _REMEDY, sources, given), *[None] * 8)
 
 
 _CROSS_ENTROPY = register(
@@ -458,4 +469,5 @@ _CROSS_ENTROPY = register(
     _fake,
     backward=_backward,
     setup_context=_save,
+    remedy=_REMEDY,
 )
