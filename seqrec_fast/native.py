@@ -40,6 +40,8 @@ __all__ = [
     "set_num_threads",
 ]
 
+_MOST_PLACES = 1 << 59  # of 16 bytes in an address space
+
 #: what a linear layer may apply to its outputs, in the order of the native codes
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid")
 
@@ -189,6 +191,8 @@ def score_topk(
     seen_values, seen_offsets = _seen_rows(seen)
     wanted = integer("k", k)
     try:
+        if wanted * len(query_rows) >= _MOST_PLACES:
+            raise MemoryError
         return _C.score_topk(
             query_rows,
             item_rows,
