@@ -21,7 +21,7 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._checks import check_heads, check_jagged
+from seqrec_fast.ops._checks import check_device, check_heads, check_jagged, check_offsets
 from seqrec_fast.ops._library import SECOND_REMEDY, register
 from seqrec_fast.ops._rows import EqualRun, equal_runs
 
@@ -139,6 +139,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
             f"q, k, v: expected one dtype and device, found {q.dtype} on {q.device}, {k.dtype} on "
             f"{k.device}, {v.dtype} on {v.device}"
         )
+    check_offsets(offsets)
+    check_device("q", q, offsets=offsets)
     # under torch.compile the values are not known yet; the kernels check them again
     if not torch.compiler.is_compiling():
         check_jagged("q", q, offsets)
