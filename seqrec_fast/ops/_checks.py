@@ -30,11 +30,12 @@ def check_offsets(offsets: Tensor) -> None:
 def check_jagged(name: str, x: Tensor, offsets: Tensor) -> None:
     """Refuses offsets that do not fit ``x`` (``[tokens, ...]``); reads their values."""
     check_offsets(offsets)
-    check_values(offsets=offsets)
-    if int(offsets[0]) != 0 or int(offsets[-1]) != x.shape[0]:
+    if offsets.is_meta:
+        check_values(offsets=offsets)
+    first, last = int(offsets[0]), int(offsets[-1])
+    if first != 0 or last != x.shape[0]:
         raise InputError(
-            f"offsets: must run from 0 to the {x.shape[0]} tokens of {name}, "
-            f"found {int(offsets[0])} to {int(offsets[-1])}"
+            f"offsets: must run from 0 to the {x.shape[0]} tokens of {name}, found {first} to {last}"
         )
 
 

@@ -139,10 +139,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
             f"q, k, v: expected one dtype and device, found {q.dtype} on {q.device}, {k.dtype} on "
             f"{k.device}, {v.dtype} on {v.device}"
         )
-    check_offsets(offsets)
-    check_device("q", q, offsets=offsets)
+    if offsets.device != q.device:
+        check_device("q", q, offsets=offsets)
     # under torch.compile the values are not known yet; the kernels check them again
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        check_offsets(offsets)
+    else:
         check_jagged("q", q, offsets)
 
 

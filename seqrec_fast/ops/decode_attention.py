@@ -101,10 +101,12 @@ def _check(
             f"q, keys, values: expected one dtype and device, found {q.dtype} on {q.device}, "
             f"{keys.dtype} on {keys.device}, {values.dtype} on {values.device}"
         )
-    check_offsets(offsets)
-    check_device("q", q, offsets=offsets, lengths=lengths)
+    if offsets.device != q.device or lengths is not None:
+        check_device("q", q, offsets=offsets, lengths=lengths)
     # under torch.compile the values are not known yet; the kernels check them again
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        check_offsets(offsets)
+    else:
         check_jagged("keys", keys, offsets)
     if offsets.shape[0] != q.shape[0] + 1:
         raise InputError(

@@ -60,12 +60,14 @@ def score_topk(
     if isinstance(items, native.QuantizedItems):
         return _search_bytes(queries, items, bias, seen, blocked, k)
     _check(queries, items, bias, seen, blocked, k)
-    tensors = [t for t in (queries, items, bias, blocked) if t is not None]
+    native_runs = choose_backend("score_topk", queries.device, queries.dtype) == "native"
+    if native_runs and runs_directly(
+        queries, items, *(t for t in (bias, blocked) if t is not None)
+    ):
+        return _search(queries, _array(items), bias, seen, blocked, k)
     with torch.no_grad():
-        if choose_backend("score_topk", queries.device, queries.dtype) == "reference":
+        if not native_runs:
             return score_topk_reference(queries, items, bias=bias, seen=seen, blocked=blocked, k=k)
-        if runs_directly(*tensors):
-            return _search(queries, items.numpy(), bias, seen, blocked, k)
         rows = (None, None) if seen is None else map(torch.as_tensor, (seen.values, seen.offsets))
         scores: Tensor
         ids: Tensor
@@ -174,6 +176,13 @@ def _check_seen(seen: JaggedBatch[Any], queries: int, items: int) -> None:
 # ------------------------------------------------------------------------------- the kernels
 
 
+def _array(tensor: Tensor | None) -> Any:
+    """The numbers of a tensor where they lie, whether or not it wants a gradient."""
+    if tensor is None:
+        return None
+    return (tensor.detach() if tensor.requires_grad else tensor).numpy()
+
+
 def _search(
     queries: Tensor,
     items: Any,
@@ -184,12 +193,12 @@ def _search(
 ) -> tuple[Tensor, Tensor]:
     """The native search, of items that are a numpy array or a table of bytes."""
     scores, ids = native.score_topk(
-        queries.numpy(),
+        _array(queries),
         items,
         k,
-        bias=None if bias is None else bias.numpy(),
+        bias=_array(bias),
         seen=None if seen is None else seen.to_numpy(),
-        blocked=None if blocked is None else blocked.numpy(),
+        blocked=_array(blocked),
     )
     return torch.from_numpy(scores), torch.from_numpy(ids)
 
@@ -227,7 +236,7 @@ def _cpu(
     seen: JaggedBatch[Any] | None = None
     if seen_values is not None and seen_offsets is not None:
         seen = JaggedBatch(seen_values, seen_offsets)
-    return _search(queries, items.numpy(), bias, seen, blocked, k)
+    return _search(queries, _array(items), bias, seen, blocked, k)
 
 
 def _fake(
