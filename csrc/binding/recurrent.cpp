@@ -37,7 +37,7 @@ void bound_recurrent_forward(int cell, int activation, std::int64_t tokens, std:
   p.cells = at(cells);
   p.hn = at(hn);
   const KernelTable& table = kernels();
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   std::vector<std::int64_t> equal;
   if (offsets == 0) {
     const std::int64_t length = rows == 0 ? 0 : tokens / rows;

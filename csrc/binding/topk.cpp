@@ -100,7 +100,7 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
   float* out_scores = scores.mutable_data();
   std::int64_t* out_ids = ids.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock release;
     const int limit = thread_count(threads);
     if (table_of_bytes != nullptr) {
       score_topk_int8(p, *table_of_bytes, limit, table, out_scores, out_ids);
@@ -126,7 +126,7 @@ std::unique_ptr<Int8Table> make_table(const Array<float>& items,
   }
   check_threads(threads);
   const float* biases = bias ? bias->data() : nullptr;
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   return std::make_unique<Int8Table>(items.data(), biases, items.shape(0), items.shape(1),
                                      thread_count(threads));
 }
