@@ -35,7 +35,8 @@ def check_jagged(name: str, x: Tensor, offsets: Tensor) -> None:
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0 or last != x.shape[0]:
         raise InputError(
-            f"offsets: must run from 0 to the {x.shape[0]} tokens of {name}, found {first} to {last}"
+            f"offsets: must run from 0 to the {x.shape[0]} tokens of {name}, "
+            f"found {first} to {last}"
         )
 
 

@@ -68,7 +68,12 @@ def register(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
 
     def refuse(*_: Any) -> Any:
-        raise InputError(_refusal(name, remedy))
+        of = name.removesuffix("_backward")
+        raise InputError(
+            _refusal(of, remedy)
+            if of != name
+            else f"{name}: the native kernels have no gradient; {remedy}"
+        )
 
     torch.library.register_autograd(
         qualified, backward or refuse, setup_context=setup_context, lib=_LIBRARY

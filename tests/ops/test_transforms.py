@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqrec_fast import ops
 from seqrec_fast.errors import InputError
@@ -172,3 +173,36 @@ def test_tracing_records_the_operation(name: str) -> None:
         traced = torch.jit.trace(function, tuple(inputs), check_trace=False)
     others = [t * 0.5 for t in inputs]
     torch.testing.assert_close(traced(*others), function(*others))
+
+
+@pytest.mark.parametrize("name", ["attention", "packed_attention", "gru", "hstu_attention"])
+def test_the_remedies_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, shapes = CASES[name]
+    inputs = [t.double().requires_grad_() for t in tensors(shapes)]
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradgradcheck(function, inputs)
+        monkeypatch.setenv("SEQREC_FAST_BACKEND", "reference")
+        narrow = [t.detach().float().requires_grad_() for t in inputs]
+        first = torch.autograd.grad(function(*narrow).square().sum(), narrow, create_graph=True)
+        torch.autograd.grad(first[0].square().sum(), narrow[0])
+
+
+@pytest.mark.parametrize("name", ["decode_attention", "score_topk"])
+def test_operators_without_a_gradient_say_so(name: str) -> None:
+    """The public functions compute by the reference, or give results that want none."""
+    _, shapes = WITHOUT_GRADIENT[name]
+    inputs = [t.requires_grad_() for t in tensors(shapes)]
+    operator = getattr(torch.ops.seqrec_fast, name).default
+    rest = (OFFSETS, None, 0.5) if name == "decode_attention" else (None, None, None, None, 3)
+    found = operator(*inputs, *rest)
+    found = found if isinstance(found, Tensor) else found[0]
+    with pytest.raises(InputError, match=f"^{name}: the native kernels have no gradient; "):
+        found.sum().backward()
+    public = WITHOUT_GRADIENT[name][0](*inputs)
+    assert public.requires_grad == (name == "decode_attention")
+    if public.requires_grad:
+        got = torch.autograd.grad(public.sum(), inputs)
+        wide = [t.detach().double().requires_grad_() for t in inputs]
+        want = torch.autograd.grad(WITHOUT_GRADIENT[name][0](*wide).sum(), wide)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6)
