@@ -240,13 +240,14 @@ class Recurrent(torch.nn.Module):
         # the kernels read by the sizes of the module, whatever has been put in place of a parameter
         hidden, gates = self.hidden_size, CELLS[self.cell] * self.hidden_size
         inputs = hidden if layer else self.input_size
-        shapes = ((gates, inputs), (gates, hidden), (gates,), (gates,))
-        for name, weight, shape in zip(names, found, shapes, strict=False):
-            if weight is None or weight.shape != shape:
-                raise InputError(
-                    f"{name}_l{layer}: expected {list(shape)}, found "
-                    f"{None if weight is None else tuple(weight.shape)}"
-                )
+        shapes = [(gates, inputs), (gates, hidden), (gates,), (gates,)]
+        if [None if w is None else w.shape for w in found] != shapes[: len(found)]:
+            for name, weight, shape in zip(names, found, shapes, strict=False):
+                if weight is None or weight.shape != shape:
+                    raise InputError(
+                        f"{name}_l{layer}: expected {list(shape)}, found "
+                        f"{None if weight is None else tuple(weight.shape)}"
+                    )
         return found if self.bias else (*found, None, None)
 
     def extra_repr(self) -> str:
