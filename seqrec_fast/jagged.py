@@ -173,6 +173,21 @@ class JaggedBatch(Generic[A]):
         skipped = np.minimum(np.diff(offsets), count)
         return self._gather(values, offsets[:-1] + skipped, np.diff(offsets) - skipped)
 
+    def with_values(self, values: A) -> JaggedBatch[A]:
+        """The same rows of other values, one for each of these; may be traced by torch.compile.
+
+        Args:
+            values: ``[tokens, ...]``.
+        """
+        shape: Any = values
+        if shape.shape[0] != self.tokens:
+            raise InputError(f"values: expected {self.tokens} of them, found {shape.shape[0]}")
+        # the offsets were checked when this batch was made, and cannot be looked at in a trace
+        made: JaggedBatch[A] = object.__new__(JaggedBatch)
+        object.__setattr__(made, "values", values)
+        object.__setattr__(made, "offsets", self.offsets)
+        return made
+
     # ---------------------------------------------------------------- conversion
 
     def to_torch(self, device: str | torch.device = "cpu") -> JaggedBatch[torch.Tensor]:

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/recurrent.h"
 
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "binding/binding.h"
@@ -39,25 +37,12 @@ void bound_recurrent_forward(int cell, int activation, std::int64_t tokens, std:
   p.cells = at(cells);
   p.hn = at(hn);
   const KernelTable& table = kernels();
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   std::vector<std::int64_t> equal;
   if (offsets == 0) {
     const std::int64_t length = rows == 0 ? 0 : tokens / rows;
     for (std::int64_t row = 0; row <= rows; ++row) equal.push_back(row * length);
     p.offsets = equal.data();
-  }
-  // offsets are values and not shapes: only here can they be looked at without breaking a graph
-  if (p.offsets[0] != 0 || p.offsets[rows] != tokens) {
-    throw std::invalid_argument("offsets: must run from 0 to the " + std::to_string(tokens) +
-                                " tokens of x, found " + std::to_string(p.offsets[0]) + " to " +
-                                std::to_string(p.offsets[rows]));
-  }
-  for (std::int64_t row = 0; row < rows; ++row) {
-    if (p.offsets[row] > p.offsets[row + 1]) {
-      throw std::invalid_argument("offsets: must not decrease, found " +
-                                  std::to_string(p.offsets[row]) + " before " +
-                                  std::to_string(p.offsets[row + 1]));
-    }
   }
   recurrent_forward(p, thread_count(threads), table);
 }

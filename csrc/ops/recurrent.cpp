@@ -6,6 +6,7 @@
 
 #include "base/aligned.h"
 #include "base/huge_pages.h"
+#include "base/offsets.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -52,6 +53,7 @@ void finish_empty_rows(const RecurrentProblem& p) {
 }  // namespace
 
 void recurrent_forward(const RecurrentProblem& p, int threads, const KernelTable& table) {
+  check_offsets(p.offsets, p.rows, p.tokens, "tokens of x");
   const RecurrentKernels& kernels = *table.recurrent;
   finish_empty_rows(p);
   const std::vector<std::int64_t> order = longest_first(p);

@@ -6,7 +6,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from seqrec_fast import _C
-from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _recurrent_backward
 from seqrec_fast.ops._library import address, register
 from seqrec_fast.ops._recurrent_backward import GRU, LSTM
@@ -47,20 +46,17 @@ def _launch(
     # names hold on to copies that `contiguous` may make until the kernel has read them
     x = x.contiguous()
     dense = [None if tensor is None else tensor.contiguous() for tensor in (offsets, *tensors)]
-    try:
-        _C.recurrent_forward(
-            cell,
-            activation,
-            x.shape[0],
-            rows,
-            x.shape[1],
-            tensors[1].shape[1],  # type: ignore[union-attr]
-            x.data_ptr(),
-            *map(address, dense),
-            *map(address, made),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    _C.recurrent_forward(
+        cell,
+        activation,
+        x.shape[0],
+        rows,
+        x.shape[1],
+        tensors[1].shape[1],  # type: ignore[union-attr]
+        x.data_ptr(),
+        *map(address, dense),
+        *map(address, made),
+    )
 
 
 def _cpu(
