@@ -15,19 +15,13 @@
 #include <thread>
 #include <vector>
 
+#include "base/relax.h"
+
 namespace seqrec {
 namespace {
 
 // Long enough to catch the next region of the same operation, short enough not to rob others.
 constexpr std::chrono::microseconds kSpinTime{30};
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 /// Waits for `done()` by spinning; false when the time is over.
 template <typename Done>

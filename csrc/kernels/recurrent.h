@@ -78,6 +78,8 @@ class RecurrentRun {
       : p_(problem), share_(share) {
     lstm_ = p_.cell == RecurrentCell::kLstm;
     panels_ = Weights::panels(p_);
+    first_ = share.meet != nullptr ? share.first_panel : 0;
+    end_ = share.meet != nullptr ? share.end_panel : panels_;
     units_ = Weights::units(p_.cell);
     state_width_ = state_width(p_);
     zeros_ = share.scratch;
@@ -103,6 +105,7 @@ class RecurrentRun {
         project(active, t, projected_until);
       }
       step(active, t, t < projected_until);
+      if (share_.meet != nullptr && t + 1 < length(0)) share_.meet(share_.team, t + 1);
     }
     finish();
   }
@@ -122,7 +125,7 @@ class RecurrentRun {
     TileInput in{};
     in.x = {x_rows_, nullptr, p_.inputs};
     in.step = 1;
-    for (std::int64_t panel = 0; panel < panels_; ++panel) {
+    for (std::int64_t panel = first_; panel < end_; ++panel) {
       in.x.weights = weights_of(&Weights::inputs, panel);
       in.start = weights_of(&Weights::biases, panel);
       for (std::int64_t i = 0; i < active; ++i) {
@@ -149,12 +152,12 @@ class RecurrentRun {
       // All sums first: the fetching of weights does not wait for gates.
       in.step = t % 2 == 0 ? 1 : -1;
       set_rows(0, static_cast<int>(active), t);
-      for (std::int64_t j = 0; j < panels_; ++j) {
-        const std::int64_t panel = in.step > 0 ? j : panels_ - 1 - j;
+      for (std::int64_t j = first_; j < end_; ++j) {
+        const std::int64_t panel = in.step > 0 ? j : first_ + end_ - 1 - j;
         set_panel(panel, 0, t, projected, in);
         any_tile<W, NV, false>(rows_.rows, in, sums_ + panel * active * 4 * W);
       }
-      for (std::int64_t panel = 0; panel < panels_; ++panel) {
+      for (std::int64_t panel = first_; panel < end_; ++panel) {
         gates(panel, sums_ + panel * active * 4 * W);
       }
       return;
@@ -163,8 +166,8 @@ class RecurrentRun {
     const std::int64_t tiles = (active + kRows - 1) / kRows;
     const std::int64_t size = active / tiles, larger = active % tiles;
     in.step = 1;
-    for (std::int64_t j = 0; j < panels_; ++j) {
-      const std::int64_t panel = t % 2 == 0 ? j : panels_ - 1 - j;
+    for (std::int64_t j = first_; j < end_; ++j) {
+      const std::int64_t panel = t % 2 == 0 ? j : first_ + end_ - 1 - j;
       std::int64_t begin = 0;
       for (std::int64_t tile = 0; tile < tiles; tile += kGroupTiles) {
         const std::int64_t group = tiles - tile < kGroupTiles ? tiles - tile : kGroupTiles;
@@ -233,15 +236,16 @@ class RecurrentRun {
   }
 
   void finish() {
-    const std::int64_t hidden = p_.hidden;
+    const std::int64_t hidden = p_.hidden, from = first_ * units_;
+    const std::int64_t to = end_ * units_ < hidden ? end_ * units_ : hidden;
     for (std::int64_t i = 0; i < share_.count; ++i) {
       const std::int64_t row = share_.order[i];
       const std::int64_t last = p_.offsets[row + 1] - 1;
       const float* h = p_.output + last * hidden;
-      for (std::int64_t u = 0; u < hidden; ++u) p_.h_end[row * hidden + u] = h[u];
+      for (std::int64_t u = from; u < to; ++u) p_.h_end[row * hidden + u] = h[u];
       if (!lstm_) continue;
       const float* c = p_.cells != nullptr ? p_.cells + last * hidden : cells_ + i * state_width_;
-      for (std::int64_t u = 0; u < hidden; ++u) p_.c_end[row * hidden + u] = c[u];
+      for (std::int64_t u = from; u < to; ++u) p_.c_end[row * hidden + u] = c[u];
     }
   }
 
@@ -258,6 +262,7 @@ class RecurrentRun {
   const float* h_rows_[GateRows::kMaxRows];
   bool lstm_;
   std::int64_t panels_, units_, state_width_;
+  std::int64_t first_, end_;  // the panels of this share
   std::int64_t projected_from_ = 0, places_per_row_ = 0;
   float* zeros_;      // [state_width]
   float* sums_;       // of a group of tiles, or of all panels of a single tile

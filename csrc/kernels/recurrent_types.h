@@ -68,11 +68,21 @@ struct RecurrentGradients {
 };
 
 /// The rows that one thread runs through all their time steps, and its memory.
+///
+/// Several threads can take the same rows, each of them its own panels of hidden units. They then
+/// meet after every step.
 struct RecurrentShare {
   const std::int64_t* order;  // [count] rows with at least one token, longest first
   std::int64_t count;
   const float* packed;  // the weights, as `pack` wrote them
   float* scratch;       // [scratch_size]
+
+  // The panels of this thread; all of them where `meet` is null.
+  std::int64_t first_panel = 0;
+  std::int64_t end_panel = 0;
+  /// Returns when every thread has written its part of the states of so many steps.
+  void (*meet)(void* team, std::int64_t steps) = nullptr;
+  void* team = nullptr;
 };
 
 /// The functions of the forward pass, compiled for one instruction set.
@@ -83,6 +93,8 @@ struct RecurrentKernels {
   void (*pack)(const RecurrentProblem& problem, std::int64_t first_panel, std::int64_t end_panel,
                float* packed);
   void (*run)(const RecurrentProblem& problem, const RecurrentShare& share);
+  /// A hash of weights and biases: packed ones are true as long as it stays the same.
+  std::uint64_t (*fingerprint)(const RecurrentProblem& problem);
 };
 
 }  // namespace seqrec

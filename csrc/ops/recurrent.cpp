@@ -6,6 +6,8 @@
 
 #include "base/aligned.h"
 #include "base/huge_pages.h"
+#include "base/round_up.h"
+#include "base/team.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -14,6 +16,10 @@ namespace {
 // What a thread computes in a nanosecond at least, to judge whether another thread is worth it.
 constexpr double kFlopsPerNanosecond = 50.0;
 constexpr double kPackedPerNanosecond = 5.0;
+// With few rows a step is the fetching of the recurrent weights.
+constexpr double kFetchedPerNanosecond = 25.0;
+// Two threads that meet after a step wait for one another for some 150 nanoseconds.
+constexpr double kStepShareNanoseconds = 300.0;
 
 std::int64_t length(const RecurrentProblem& p, std::int64_t row) {
   return p.offsets[row + 1] - p.offsets[row];
@@ -49,9 +55,83 @@ void finish_empty_rows(const RecurrentProblem& p) {
   }
 }
 
+/// Threads that one step of a few rows is worth, each with its own hidden units.
+int team_size(const RecurrentProblem& p, std::int64_t panels, int threads) {
+  const double step = static_cast<double>(recurrent_gates(p.cell) * p.hidden * p.hidden) /
+                      kFetchedPerNanosecond;
+  const std::int64_t most = std::min<std::int64_t>({threads, panels, Team::kMost});
+  return static_cast<int>(
+      std::clamp(step / kStepShareNanoseconds, 1.0, static_cast<double>(most)));
+}
+
+/// All rows through time by a team: its members share the panels and meet after every step.
+void run_as_team(const RecurrentProblem& p, const std::vector<std::int64_t>& order,
+                 const float* packed, int threads, const RecurrentKernels& kernels) {
+  struct Member {
+    Team* team;
+    int number;
+  };
+  const auto count = static_cast<std::int64_t>(order.size());
+  const std::int64_t panels = kernels.panels(p);
+  const auto size = round_up(kernels.scratch_size(p, count), kCacheLine / sizeof(float));
+  AlignedBuffer<float> scratch(static_cast<std::size_t>(size * threads));
+  Team team;
+  team.run(threads, [&](int number) {
+    Member member{&team, number};
+    RecurrentShare share{order.data(), count, packed, scratch.data() + number * size};
+    if (team.size() > 1) {
+      share.first_panel = panels * number / team.size();
+      share.end_panel = panels * (number + 1) / team.size();
+      share.team = &member;
+      share.meet = [](void* of, std::int64_t steps) {
+        const Member& me = *static_cast<const Member*>(of);
+        me.team->meet(me.number, steps);
+      };
+    }
+    kernels.run(p, share);
+  });
+}
+
+double weights_of(const RecurrentProblem& p) {
+  return static_cast<double>(recurrent_gates(p.cell) * p.hidden * (p.inputs + p.hidden));
+}
+
+AlignedBuffer<float> packed_weights(const RecurrentProblem& p, int threads,
+                                    const RecurrentKernels& kernels) {
+  AlignedBuffer<float> packed(static_cast<std::size_t>(kernels.packed_size(p)));
+  const std::int64_t panels = kernels.panels(p);
+  const int packers = threads_worth(weights_of(p) / kPackedPerNanosecond,
+                                    static_cast<int>(std::min<std::int64_t>(threads, panels)));
+  parallel(packers, packers, [&](std::int64_t i) {
+    kernels.pack(p, panels * i / packers, panels * (i + 1) / packers, packed.data());
+  });
+  return packed;
+}
+
 }  // namespace
 
 void recurrent_forward(const RecurrentProblem& p, int threads, const KernelTable& table) {
+  if (p.tokens == 0) return finish_empty_rows(p);
+  recurrent_run(p, packed_weights(p, threads, *table.recurrent).data(), threads, table);
+}
+
+RecurrentPacking::Weights RecurrentPacking::of(const RecurrentProblem& p, int threads,
+                                               const KernelTable& table) {
+  const RecurrentKernels& kernels = *table.recurrent;
+  const Key key{&table,   p.cell, p.activation, p.inputs, p.hidden, p.b_ih != nullptr,
+                p.b_hh != nullptr, kernels.fingerprint(p)};
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (weights_ == nullptr || !(key == key_)) {
+    weights_.reset();  // not both at once where nobody else reads the old ones
+    weights_ =
+        std::make_shared<const AlignedBuffer<float>>(packed_weights(p, threads, kernels));
+    key_ = key;
+  }
+  return weights_;
+}
+
+void recurrent_run(const RecurrentProblem& p, const float* packed, int threads,
+                   const KernelTable& table) {
   const RecurrentKernels& kernels = *table.recurrent;
   finish_empty_rows(p);
   const std::vector<std::int64_t> order = longest_first(p);
@@ -62,20 +142,13 @@ void recurrent_forward(const RecurrentProblem& p, int threads, const KernelTable
   advise_huge_pages(p.cells, states);
   advise_huge_pages(p.hn, states);
 
-  const double weights =
-      static_cast<double>(recurrent_gates(p.cell) * p.hidden * (p.inputs + p.hidden));
-  AlignedBuffer<float> packed(static_cast<std::size_t>(kernels.packed_size(p)));
-  const std::int64_t panels = kernels.panels(p);
-  const int packers = threads_worth(weights / kPackedPerNanosecond,
-                                    static_cast<int>(std::min<std::int64_t>(threads, panels)));
-  parallel(packers, packers, [&](std::int64_t i) {
-    kernels.pack(p, panels * i / packers, panels * (i + 1) / packers, packed.data());
-  });
-
   const auto count = static_cast<std::int64_t>(order.size());
-  const double work = 2 * weights * static_cast<double>(p.tokens) / kFlopsPerNanosecond;
-  const std::int64_t shares =
-      threads_worth(work, static_cast<int>(std::min<std::int64_t>(threads, count)));
+  const double work =
+      2 * weights_of(p) * static_cast<double>(p.tokens) / kFlopsPerNanosecond;
+  const int worth = threads_worth(work, threads);
+  const std::int64_t shares = std::min<std::int64_t>(worth, count);
+  const int team = team_size(p, kernels.panels(p), worth);
+  if (team > shares) return run_as_team(p, order, packed, team, kernels);
   // Dealt like cards, so that all shares have about the same lengths.
   std::vector<std::int64_t> dealt;
   std::vector<std::int64_t> begin;
@@ -91,7 +164,7 @@ void recurrent_forward(const RecurrentProblem& p, int threads, const KernelTable
     const auto at = static_cast<std::size_t>(s);
     const std::int64_t rows = begin[at + 1] - begin[at];
     AlignedBuffer<float> scratch(static_cast<std::size_t>(kernels.scratch_size(p, rows)));
-    const RecurrentShare share{dealt.data() + begin[at], rows, packed.data(), scratch.data()};
+    const RecurrentShare share{dealt.data() + begin[at], rows, packed, scratch.data()};
     kernels.run(p, share);
   });
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/recurrent.h"
+#include "kernels/recurrent_fingerprint.h"
 
 namespace seqrec {
 namespace SEQREC_ISA {
@@ -11,6 +12,7 @@ const RecurrentKernels recurrent_kernels = {
     &recurrent_scratch_size<SEQREC_LANES>,
     &RecurrentWeights<SEQREC_LANES>::pack,
     &recurrent_run<SEQREC_LANES>,
+    &recurrent_fingerprint<SEQREC_LANES>,
 };
 
 }  // namespace SEQREC_ISA
