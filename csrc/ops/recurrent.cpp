@@ -18,8 +18,8 @@ constexpr double kFlopsPerNanosecond = 50.0;
 constexpr double kPackedPerNanosecond = 5.0;
 // With few rows a step is the fetching of the recurrent weights.
 constexpr double kFetchedPerNanosecond = 25.0;
-// Two threads that meet after a step wait for one another for some 150 nanoseconds.
-constexpr double kStepShareNanoseconds = 300.0;
+// Two threads that meet after a step wait for one another for some 100 nanoseconds.
+constexpr double kStepShareNanoseconds = 130.0;
 
 std::int64_t length(const RecurrentProblem& p, std::int64_t row) {
   return p.offsets[row + 1] - p.offsets[row];
@@ -64,30 +64,39 @@ int team_size(const RecurrentProblem& p, std::int64_t panels, int threads) {
       std::clamp(step / kStepShareNanoseconds, 1.0, static_cast<double>(most)));
 }
 
-/// All rows through time by a team: its members share the panels and meet after every step.
+/// A member of the team that takes all rows through time.
+struct Member {
+  Team* team;
+  int number;
+  std::int64_t panels;
+
+  RecurrentPart part() const {
+    return {panels * number / team->size(), panels * (number + 1) / team->size()};
+  }
+
+  static RecurrentPart meet(void* self, std::int64_t steps) {
+    const Member& member = *static_cast<const Member*>(self);
+    member.team->meet(member.number, steps);
+    return member.part();
+  }
+};
+
 void run_as_team(const RecurrentProblem& p, const std::vector<std::int64_t>& order,
                  const float* packed, int threads, const RecurrentKernels& kernels) {
-  struct Member {
-    Team* team;
-    int number;
-  };
   const auto count = static_cast<std::int64_t>(order.size());
-  const std::int64_t panels = kernels.panels(p);
-  const auto size = round_up(kernels.scratch_size(p, count), kCacheLine / sizeof(float));
-  AlignedBuffer<float> scratch(static_cast<std::size_t>(size * threads));
+  constexpr std::int64_t kApart = kLinePair / sizeof(float);
+  const std::int64_t cells = round_up(kernels.cells_size(p, count), kApart);
+  const std::int64_t size = round_up(kernels.scratch_size(p, count), kApart);
+  AlignedBuffer<float> scratch(static_cast<std::size_t>(cells + size * threads));
   Team team;
-  team.run(threads, [&](int number) {
-    Member member{&team, number};
-    RecurrentShare share{order.data(), count, packed, scratch.data() + number * size};
-    if (team.size() > 1) {
-      share.first_panel = panels * number / team.size();
-      share.end_panel = panels * (number + 1) / team.size();
-      share.team = &member;
-      share.meet = [](void* of, std::int64_t steps) {
-        const Member& me = *static_cast<const Member*>(of);
-        me.team->meet(me.number, steps);
-      };
-    }
+  team.run(threads, [&](int number, std::int64_t first_step) {
+    Member member{&team, number, kernels.panels(p)};
+    RecurrentShare share{order.data(), count, packed, scratch.data() + cells + number * size};
+    share.meet = &Member::meet;
+    share.team = &member;
+    share.cells = scratch.data();
+    share.first_step = first_step;
+    share.part = member.part();
     kernels.run(p, share);
   });
 }
