@@ -74,7 +74,8 @@ class ThreadPool {
       open_ = &region;
       epoch_.fetch_add(1, std::memory_order_release);
       const int wake = std::min(region.room, parked_);
-      if (wake > 0) steer_away_from_caller();
+      // Awake workers too: one that has been put behind the caller would never come.
+      if (wake > 0 || region.following == nullptr) steer_away_from_caller();
       for (int i = 0; i < wake; ++i) wake_.notify_one();
     }
     region.work();

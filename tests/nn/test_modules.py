@@ -82,7 +82,7 @@ def test_inference_sees_every_change_of_the_weights(mine: Any) -> None:
     """Packed weights are kept between calls; no way of changing the parameters goes unnoticed."""
     torch.manual_seed(0)
     module, x = mine(5, 7, 2).eval(), torch.randn(4, 3, 5)
-    outputs = module.bias_ih_l0.shape[0]
+
 
     def found() -> torch.Tensor:
         with torch.inference_mode():
