@@ -72,9 +72,8 @@ void bind_recurrent(py::module_& m) {
   // Copied or pickled, it begins empty: nothing of it is lost but time.
   py::class_<RecurrentPacking>(m, "RecurrentPacking")
       .def(py::init<>())
-      .def("__reduce__", [](const py::object& self) {
-        return py::make_tuple(py::type::of(self), py::tuple());
-      });
+      .def("__reduce__",
+           [](const py::object& self) { return py::make_tuple(py::type::of(self), py::tuple()); });
   m.def("recurrent_forward", &bound_recurrent_forward, py::arg("cell"), py::arg("activation"),
         py::arg("tokens"), py::arg("rows"), py::arg("inputs"), py::arg("hidden"), py::arg("x"),
         py::arg("offsets"), py::arg("w_ih"), py::arg("w_hh"), py::arg("b_ih"), py::arg("b_hh"),

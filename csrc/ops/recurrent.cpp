@@ -57,11 +57,10 @@ void finish_empty_rows(const RecurrentProblem& p) {
 
 /// Threads that one step of a few rows is worth, each with its own hidden units.
 int team_size(const RecurrentProblem& p, std::int64_t panels, int threads) {
-  const double step = static_cast<double>(recurrent_gates(p.cell) * p.hidden * p.hidden) /
-                      kFetchedPerNanosecond;
+  const double step =
+      static_cast<double>(recurrent_gates(p.cell) * p.hidden * p.hidden) / kFetchedPerNanosecond;
   const std::int64_t most = std::min<std::int64_t>({threads, panels, Team::kMost});
-  return static_cast<int>(
-      std::clamp(step / kStepShareNanoseconds, 1.0, static_cast<double>(most)));
+  return static_cast<int>(std::clamp(step / kStepShareNanoseconds, 1.0, static_cast<double>(most)));
 }
 
 /// A member of the team that takes all rows through time.
@@ -127,13 +126,18 @@ void recurrent_forward(const RecurrentProblem& p, int threads, const KernelTable
 RecurrentPacking::Weights RecurrentPacking::of(const RecurrentProblem& p, int threads,
                                                const KernelTable& table) {
   const RecurrentKernels& kernels = *table.recurrent;
-  const Key key{&table,   p.cell, p.activation, p.inputs, p.hidden, p.b_ih != nullptr,
-                p.b_hh != nullptr, kernels.fingerprint(p)};
+  const Key key{&table,
+                p.cell,
+                p.activation,
+                p.inputs,
+                p.hidden,
+                p.b_ih != nullptr,
+                p.b_hh != nullptr,
+                kernels.fingerprint(p)};
   const std::lock_guard<std::mutex> lock(mutex_);
   if (weights_ == nullptr || !(key == key_)) {
     weights_.reset();  // not both at once where nobody else reads the old ones
-    weights_ =
-        std::make_shared<const AlignedBuffer<float>>(packed_weights(p, threads, kernels));
+    weights_ = std::make_shared<const AlignedBuffer<float>>(packed_weights(p, threads, kernels));
     key_ = key;
   }
   return weights_;
@@ -152,8 +156,7 @@ void recurrent_run(const RecurrentProblem& p, const float* packed, int threads,
   advise_huge_pages(p.hn, states);
 
   const auto count = static_cast<std::int64_t>(order.size());
-  const double work =
-      2 * weights_of(p) * static_cast<double>(p.tokens) / kFlopsPerNanosecond;
+  const double work = 2 * weights_of(p) * static_cast<double>(p.tokens) / kFlopsPerNanosecond;
   const int worth = threads_worth(work, threads);
   const std::int64_t shares = std::min<std::int64_t>(worth, count);
   const int team = team_size(p, kernels.panels(p), worth);

@@ -97,9 +97,8 @@ TEST(team_inside_regions_and_of_many_callers) {
   for (int i = 0; i < 3; ++i) {
     callers.emplace_back([] {
       for (int repeat = 0; repeat < 5; ++repeat) {
-        seqrec::parallel(3, 3, [](std::int64_t) {
-          run_steps(3, 10, 5, std::chrono::microseconds(0));
-        });
+        seqrec::parallel(3, 3,
+                         [](std::int64_t) { run_steps(3, 10, 5, std::chrono::microseconds(0)); });
       }
     });
   }
