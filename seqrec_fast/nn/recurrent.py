@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.ops._library import needs_gradient, runs_directly
@@ -23,6 +24,8 @@ from seqrec_fast.ops.recurrent import (
 )
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
+
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Recurrent(torch.nn.Module):
@@ -109,6 +112,12 @@ class Recurrent(torch.nn.Module):
                 shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
             for name, shape in shapes.items():
                 self.register_parameter(f"{name}_l{layer}", torch.nn.Parameter(torch.empty(shape)))
+        self._names = [
+            tuple(f"{name}_l{layer}" for name in _WEIGHTS[: 4 if bias else 2])
+            for layer in range(num_layers)
+        ]
+        # what inference keeps between calls, a layer each
+        self._packings = [_C.RecurrentPacking() for _ in range(num_layers)]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -199,8 +208,8 @@ class Recurrent(torch.nn.Module):
             native
             and not needs_gradient(values, *flat, *(given or ()))
             and runs_directly(values, *present)
-            and all(t.dtype == torch.float32 for t in present)
-            and (offsets is None or offsets.device.type == "cpu")
+            and _all_native(*present)
+            and (offsets is None or offsets.is_cpu)
         )
         codes = (CELL_NAMES.index(self.cell), ACTIVATIONS.index(self.cell_activation))
         plan = None
@@ -215,7 +224,15 @@ class Recurrent(torch.nn.Module):
                 values = torch.nn.functional.dropout(values, self.dropout, self.training)
             begin = None if given is None else tuple(s[layer] for s in given)
             if direct:
-                values, final = infer(values, offsets, rows, weights[layer], begin or (), *codes)
+                values, final = infer(
+                    values,
+                    offsets,
+                    rows,
+                    weights[layer],
+                    begin or (),
+                    *codes,
+                    self._packings[layer],
+                )
             else:
                 assert offsets is not None
                 values, final = recurrent(
@@ -235,17 +252,20 @@ class Recurrent(torch.nn.Module):
         return values, stacked if pair else stacked[0]
 
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        found: tuple[Any, ...] = tuple(getattr(self, f"{name}_l{layer}") for name in names)
+        plain = self._parameters
+        # a parametrized weight is an attribute that is computed
+        found: tuple[Any, ...] = tuple(
+            [plain[name] if name in plain else getattr(self, name) for name in self._names[layer]]
+        )
         # the kernels read by the sizes of the module, whatever has been put in place of a parameter
         hidden, gates = self.hidden_size, CELLS[self.cell] * self.hidden_size
         inputs = hidden if layer else self.input_size
         shapes = [(gates, inputs), (gates, hidden), (gates,), (gates,)]
         if [None if w is None else w.shape for w in found] != shapes[: len(found)]:
-            for name, weight, shape in zip(names, found, shapes, strict=False):
+            for name, weight, shape in zip(self._names[layer], found, shapes, strict=False):
                 if weight is None or weight.shape != shape:
                     raise InputError(
-                        f"{name}_l{layer}: expected {list(shape)}, found "
+                        f"{name}: expected {list(shape)}, found "
                         f"{None if weight is None else tuple(weight.shape)}"
                     )
         return found if self.bias else (*found, None, None)
@@ -256,6 +276,13 @@ class Recurrent(torch.nn.Module):
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
             f"dropout={self.dropout}, cell_activation={self.cell_activation!r}"
         )
+
+
+def _all_native(*tensors: Tensor | None) -> bool:
+    for tensor in tensors:
+        if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+            return False
+    return True
 
 
 class RNN(Recurrent):

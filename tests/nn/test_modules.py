@@ -155,3 +155,51 @@ def test_copies_and_autocast(make: Any) -> None:
         narrow = run(module)
     # of bfloat16 there are 8 bits, in a handful of operations one after the other
     torch.testing.assert_close(narrow.float(), want, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("mine", [nn.RNN, nn.LSTM, nn.GRU])
+def test_inference_sees_every_change_of_the_weights(mine: Any) -> None:
+    """Packed weights are kept between calls; no way of changing the parameters goes unnoticed."""
+    torch.manual_seed(0)
+    module, x = mine(5, 7, 2).eval(), torch.randn(4, 3, 5)
+
+    def found() -> torch.Tensor:
+        with torch.inference_mode():
+            output: torch.Tensor = module(x)[0]
+        return output
+
+    def expected() -> torch.Tensor:
+        fresh = mine(5, 7, 2).eval()
+        fresh.load_state_dict(module.state_dict())
+        output: torch.Tensor = fresh(x)[0].detach()
+        return output
+
+    before = found()
+    torch.testing.assert_close(found(), before, rtol=0, atol=0)
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(2.0)
+    changes = [
+        lambda: module.weight_ih_l1.data.neg_(),
+        lambda: module.bias_hh_l0.detach().numpy().__setitem__(3, 1.5),
+        lambda: setattr(module.weight_hh_l1, "data", torch.randn_like(module.weight_hh_l1)),
+        lambda: setattr(
+            module, "bias_ih_l0", torch.nn.Parameter(torch.ones_like(module.bias_ih_l0))
+        ),
+    ]
+    for change in (lambda: None, *changes):
+        change()
+        after = found()
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(after, expected())
+        before = after
+
+
+def test_copies_and_pickles_of_a_module_that_has_run() -> None:
+    module, x = nn.GRU(4, 6).eval(), torch.randn(3, 2, 4)
+    with torch.inference_mode():
+        want = module(x)[0]
+        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            torch.testing.assert_close(other(x)[0], want, rtol=0, atol=0)
+            other.weight_hh_l0.zero_()
+            assert not torch.equal(other(x)[0], want)
+        torch.testing.assert_close(module(x)[0], want, rtol=0, atol=0)
