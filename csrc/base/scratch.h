@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <new>
 #include <type_traits>
@@ -27,13 +28,15 @@ void return_scratch(void* memory, std::size_t bytes) noexcept;
 }  // namespace detail
 
 /// Uninitialised memory of the calling thread; has to end on the thread where it began.
-template <typename T>
+template <typename T = float>
 class Scratch {
   static_assert(std::is_trivially_copyable_v<T>, "the elements are neither built nor destroyed");
 
  public:
-  explicit Scratch(std::size_t size) : size_(size) {
-    if (size > (std::numeric_limits<std::size_t>::max() / 2) / sizeof(T)) throw std::bad_alloc();
+  explicit Scratch(std::int64_t size) : size_(size) {
+    if (size > std::numeric_limits<std::int64_t>::max() / 2 / std::int64_t{sizeof(T)}) {
+      throw std::bad_alloc();
+    }
     data_ = static_cast<T*>(detail::take_scratch(bytes()));
   }
   Scratch(const Scratch&) = delete;
@@ -42,24 +45,17 @@ class Scratch {
 
   T* data() { return data_; }
   const T* data() const { return data_; }
-  std::size_t size() const { return size_; }
-  T& operator[](std::size_t i) { return data_[i]; }
-  const T& operator[](std::size_t i) const { return data_[i]; }
+  std::int64_t size() const { return size_; }
+  T& operator[](std::int64_t i) { return data_[i]; }
+  const T& operator[](std::int64_t i) const { return data_[i]; }
 
  private:
   std::size_t bytes() const {
-    return (size_ * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
+    return (static_cast<std::size_t>(size_) * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
   }
 
   T* data_;
-  std::size_t size_;
-};
-
-/// Scratch of a size that is counted in int64, as everything else is here.
-template <typename T = float>
-class Buffer : public Scratch<T> {
- public:
-  explicit Buffer(std::int64_t size) : Scratch<T>(static_cast<std::size_t>(size)) {}
+  std::int64_t size_;
 };
 
 }  // namespace seqrec

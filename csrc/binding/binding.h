@@ -42,6 +42,7 @@ void bind_attention(py::module_& m);
 void bind_cross_entropy(py::module_& m);
 void bind_dropout(py::module_& m);
 void bind_embedding(py::module_& m);
+void bind_engine(py::module_& m);
 void bind_feed_forward(py::module_& m);
 void bind_layer_norm(py::module_& m);
 void bind_hstu_attention(py::module_& m);

@@ -58,6 +58,7 @@ PYBIND11_MODULE(_C, m) {
   seqrec::bind_cross_entropy(m);
   seqrec::bind_dropout(m);
   seqrec::bind_embedding(m);
+  seqrec::bind_engine(m);
   seqrec::bind_feed_forward(m);
   seqrec::bind_layer_norm(m);
   seqrec::bind_hstu_attention(m);

@@ -16,9 +16,9 @@ constexpr double kRate = 20.0;  // multiply-adds a nanosecond on one core, on th
 struct Groups {
   explicit Groups(std::int64_t rows) : order(rows), first(rows + 1), begin(rows) {}
 
-  Buffer<std::int64_t> order;  // [rows]
-  Buffer<std::int64_t> first;  // [count + 1]
-  Buffer<std::int64_t> begin;  // [rows]: where the part of a history that is read begins
+  Scratch<std::int64_t> order;  // [rows]
+  Scratch<std::int64_t> first;  // [count + 1]
+  Scratch<std::int64_t> begin;  // [rows]: where the part of a history that is read begins
   std::int64_t count = 0;
   std::int64_t tokens = 0;
 };
@@ -31,14 +31,11 @@ void Encoder::encode(const JaggedView<std::int32_t>& histories, float* out, int 
   Groups groups(rows);
   std::int64_t* order = groups.order.data();
   const auto end = [&](std::int64_t row) { return histories.offsets[row + 1]; };
-  const auto length = [&](std::int64_t row) {
-    return end(row) - groups.begin[static_cast<std::size_t>(row)];
-  };
+  const auto length = [&](std::int64_t row) { return end(row) - groups.begin[row]; };
   bool sorted = true;
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::int64_t first = histories.offsets[row];
-    groups.begin[static_cast<std::size_t>(row)] =
-        window_ > 0 ? std::max(first, end(row) - window_) : first;
+    groups.begin[row] = window_ > 0 ? std::max(first, end(row) - window_) : first;
     order[row] = row;
     sorted = sorted && (row == 0 || length(row) <= length(row - 1));
     groups.tokens += length(row);
@@ -56,28 +53,26 @@ void Encoder::encode(const JaggedView<std::int32_t>& histories, float* out, int 
   for (std::int64_t i = 0; i < rows; ++i) {
     const std::int64_t more = length(order[i]);
     if (i == 0 || in_group == most || tokens + more > group_tokens()) {
-      groups.first[static_cast<std::size_t>(groups.count++)] = i;
+      groups.first[groups.count++] = i;
       in_group = tokens = 0;
     }
     ++in_group;
     tokens += more;
   }
-  groups.first[static_cast<std::size_t>(groups.count)] = rows;
+  groups.first[groups.count] = rows;
   parallel(groups.count, worth, [&](std::int64_t group) {
-    const auto at = static_cast<std::size_t>(group);
-    const std::int64_t from = groups.first[at], count = groups.first[at + 1] - from;
-    Buffer<std::int64_t> offsets(count + 1);
+    const std::int64_t from = groups.first[group], count = groups.first[group + 1] - from;
+    Scratch<std::int64_t> offsets(count + 1);
     offsets[0] = 0;
     for (std::int64_t i = 0; i < count; ++i) {
-      offsets.data()[i + 1] = offsets.data()[i] + length(order[from + i]);
+      offsets[i + 1] = offsets[i] + length(order[from + i]);
     }
-    Buffer<std::int32_t> values(offsets.data()[count]);
+    Scratch<std::int32_t> values(offsets[count]);
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t row = order[from + i];
-      std::copy_n(histories.values + groups.begin[static_cast<std::size_t>(row)], length(row),
-                  values.data() + offsets.data()[i]);
+      std::copy_n(histories.values + groups.begin[row], length(row), values.data() + offsets[i]);
     }
-    Buffer<float> embedded(count * dim_);
+    Scratch<float> embedded(count * dim_);
     encode_group({values.data(), offsets.data(), count}, embedded.data());
     to_unit_length(embedded.data(), count);
     for (std::int64_t i = 0; i < count; ++i) {

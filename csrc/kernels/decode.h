@@ -90,6 +90,23 @@ struct Decode {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
 
+  /// Where the keys and values of tokens `first` and on lie, and how many lie there in one piece.
+  struct Piece {
+    const float *keys, *values;
+    std::int64_t count;
+  };
+
+  static Piece piece(const DecodeProblem& p, std::int64_t row, std::int64_t head,
+                     std::int64_t first, std::int64_t left) {
+    if (p.pages.rows == nullptr) {
+      const std::int64_t token = p.offsets[row] + first;
+      return {p.keys.at(token, head), p.values.at(token, head), left};
+    }
+    const float* page = p.pages.rows[row][first / p.pages.tokens];
+    return {page + p.pages.keys + head * p.keys.head, page + p.pages.values + head * p.values.head,
+            left < p.pages.tokens ? left : p.pages.tokens};
+  }
+
   static void decode(const DecodeProblem& p, std::int64_t row, std::int64_t head, float* scratch,
                      HeadsView<float> out) {
     const std::int64_t length = p.length(row), wide = padded(p.width);
@@ -102,9 +119,13 @@ struct Decode {
     float reference = -__builtin_inff(), total = 0.0f;
     for (std::int64_t begin = 0; begin < length; begin += kChunk) {
       const std::int64_t count = length - begin < kChunk ? length - begin : kChunk;
-      const std::int64_t token = p.offsets[row] + begin;
-      const float* values = p.values.at(token, head);
-      score(p, query, p.keys.at(token, head), values, length - begin, count, part, scores);
+      for (std::int64_t done = 0; done < count;) {
+        const Piece at = piece(p, row, head, begin + done, count - done);
+        // what lies behind a chunk in one piece is fetched ahead
+        const std::int64_t room = p.pages.rows == nullptr ? length - begin : at.count;
+        score(p, query, at.keys, at.values, room, at.count, part, scores + done);
+        done += at.count;
+      }
       const std::int64_t vectors = (count + W - 1) / W;
       // lanes beyond the last key repeat it: they change no maximum, and are cleared before the sum
       F top = broadcast<W>(reference);
@@ -122,7 +143,12 @@ struct Decode {
       total = total * shrink + horizontal_sum<W>(sum);
       for (std::int64_t c = 0; c < wide; c += W) {
         const std::int64_t lanes = p.width - c < W ? p.width - c : W;
-        const F mixed = mix(scores, values + c, p.values.token, count, lanes);
+        F mixed{};
+        for (std::int64_t done = 0; done < count;) {
+          const Piece at = piece(p, row, head, begin + done, count - done);
+          mixed += mix(scores + done, at.values + c, p.values.token, at.count, lanes);
+          done += at.count;
+        }
         store<W>(sums + c, load<W>(sums + c) * shrink + mixed);
       }
     }

@@ -6,14 +6,22 @@
 
 namespace seqrec {
 
+/// Keys and values in pages of equal size: page i of a row holds its tokens i * tokens and on.
+struct DecodePages {
+  const float* const* const* rows;  // [rows][pages]; null where the cache is not in pages
+  std::int64_t tokens;              // of a page: a multiple of 16 that divides 256
+  std::int64_t keys, values;        // where in a page its first key and value of head 0 lie
+};
+
 /// One query a row against the keys and values that the row has cached.
 struct DecodeProblem {
   HeadsView<const float> q;             // [rows, heads, width]
-  HeadsView<const float> keys, values;  // [cached tokens, heads, width]
-  const std::int64_t* offsets;          // [rows + 1]: where each row's cache begins
-  const std::int64_t* lengths;          // [rows]: how much of it is filled; null: all
+  HeadsView<const float> keys, values;  // [cached tokens, heads, width]; no data where in pages
+  const std::int64_t* offsets;  // [rows + 1]: where each row's cache begins; unused in pages
+  const std::int64_t* lengths;  // [rows]: how much of it is filled; null: all, not in pages
   std::int64_t rows, heads, width;
   double scale;
+  DecodePages pages;
 
   std::int64_t length(std::int64_t row) const {
     return lengths != nullptr ? lengths[row] : offsets[row + 1] - offsets[row];

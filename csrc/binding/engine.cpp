@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/engine.h"
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "binding/binding.h"
+#include "binding/engine.h"
+#include "engine/recurrent_encoder.h"
+#include "engine/sasrec_encoder.h"
+
+namespace seqrec {
+namespace {
+
+[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
+
+std::int64_t whole(const py::dict& config, const char* name) {
+  const auto value = config[name].cast<std::int64_t>();
+  if (value < 1) refuse(std::string(name) + ": expected at least 1");
+  return value;
+}
+
+std::unique_ptr<Encoder> make_encoder(const py::dict& config, const Tensors& tensors) {
+  const auto kind = config["model"].cast<std::string>();
+  const std::int64_t items = whole(config, "num_items"), dim = whole(config, "dim");
+  const std::int64_t layers = whole(config, "layers");
+  const bool unit = config["unit"].cast<bool>();
+  if (kind == "sasrec") {
+    const std::int64_t heads = whole(config, "heads");
+    if (dim % heads != 0) refuse("heads: expected a divisor of dim");
+    return std::make_unique<SasrecEncoder>(SasrecConfig{items, dim, heads, whole(config, "inner"),
+                                                        layers, whole(config, "max_length"), unit},
+                                           tensors, kernels());
+  }
+  const RecurrentCell cell = kind == "rnn"    ? RecurrentCell::kRnn
+                             : kind == "lstm" ? RecurrentCell::kLstm
+                             : kind == "gru"  ? RecurrentCell::kGru
+                                              : (refuse("model: unknown " + kind), RecurrentCell{});
+  const CellActivation activation =
+      config["sigmoid"].cast<bool>() ? CellActivation::kSigmoid : CellActivation::kTanh;
+  return std::make_unique<RecurrentEncoder>(
+      RecurrentConfig{cell, activation, items, dim, whole(config, "hidden"), layers, unit}, tensors,
+      kernels());
+}
+
+}  // namespace
+
+BoundEngine::BoundEngine(const py::dict& config, const py::dict& weights, const Array<float>& items,
+                         const std::optional<Array<float>>& bias, int threads)
+    : kept_(py::make_tuple(weights, items, bias)) {
+  Tensors tensors;
+  for (const auto& [name, tensor] : weights) {
+    const auto array = tensor.cast<Array<float>>();
+    tensors.set(name.cast<std::string>(), array.data(), array.size());
+  }
+  std::unique_ptr<Encoder> encoder = make_encoder(config, tensors);
+  if (items.size() != encoder->num_items() * encoder->dim()) {
+    refuse("items: expected [num_items, dim]");
+  }
+  if (bias && bias->size() != encoder->num_items()) refuse("bias: expected one number an item");
+  const float* item_rows = items.data();
+  const float* biases = bias ? bias->data() : nullptr;
+  const py::gil_scoped_release release;
+  engine_ = std::make_unique<Engine>(std::move(encoder), item_rows, biases, thread_count(threads),
+                                     kernels());
+}
+
+JaggedView<std::int32_t> checked_items(const char* name, const Array<std::int32_t>& values,
+                                       const Array<std::int64_t>& offsets, std::int64_t rows,
+                                       std::int64_t num_items, bool may_be_empty) {
+  if (values.ndim() != 1 || offsets.ndim() != 1 || offsets.shape(0) < 1 ||
+      (rows >= 0 && offsets.shape(0) != rows + 1)) {
+    refuse(std::string(name) + ": expected values [tokens] and offsets [rows + 1]");
+  }
+  const JaggedView<std::int32_t> view{values.data(), offsets.data(), offsets.shape(0) - 1};
+  bool fits = view.offsets[0] == 0 && view.offsets[view.rows] == values.shape(0);
+  for (std::int64_t row = 0; row < view.rows; ++row) {
+    fits = fits && (may_be_empty ? view.offsets[row] <= view.offsets[row + 1]
+                                 : view.offsets[row] < view.offsets[row + 1]);
+  }
+  if (!fits) refuse(std::string(name) + ": the offsets do not fit the values");
+  for (std::int64_t t = 0; t < values.shape(0); ++t) {
+    if (view.values[t] < 0 || view.values[t] >= num_items) {
+      refuse(std::string(name) + ": item " + std::to_string(view.values[t]) + " is not in [0, " +
+             std::to_string(num_items) + ")");
+    }
+  }
+  return view;
+}
+
+namespace {
+
+using Values = std::optional<Array<std::int32_t>>;
+using Offsets = std::optional<Array<std::int64_t>>;
+using Mask = std::optional<Array<std::uint8_t>>;
+
+Exclusions exclusions(const BoundEngine& engine, const Values& values, const Offsets& offsets,
+                      const Mask& blocked, std::int64_t rows) {
+  const std::int64_t items = engine.get().encoder().num_items();
+  Exclusions found{};
+  if (values) found.seen = checked_items("seen", *values, *offsets, rows, items, true);
+  if (values && values->shape(0) == 0) found.seen = {};
+  if (blocked) {
+    if (blocked->ndim() != 1 || blocked->shape(0) != items) {
+      refuse("blocked: expected one flag an item (" + std::to_string(items) + ")");
+    }
+    found.blocked = blocked->data();
+  }
+  return found;
+}
+
+void check_k(std::int64_t k) {
+  if (k < 1) refuse("k: expected at least 1, found " + std::to_string(k));
+}
+
+Array<float> encode(const BoundEngine& engine, const Array<std::int32_t>& values,
+                    const Array<std::int64_t>& offsets, int threads) {
+  const Encoder& encoder = engine.get().encoder();
+  const auto rows = checked_items("histories", values, offsets, -1, encoder.num_items(), false);
+  Array<float> out({rows.rows, encoder.dim()});
+  float* to = out.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    encoder.encode(rows, to, thread_count(threads));
+  }
+  return out;
+}
+
+py::tuple recommend(const BoundEngine& engine, const Array<std::int32_t>& values,
+                    const Array<std::int64_t>& offsets, const Values& seen_values,
+                    const Offsets& seen_offsets, const Mask& blocked, std::int64_t k, int threads) {
+  const auto rows =
+      checked_items("histories", values, offsets, -1, engine.get().encoder().num_items(), false);
+  const Exclusions excluded = exclusions(engine, seen_values, seen_offsets, blocked, rows.rows);
+  check_k(k);
+  Array<float> scores({rows.rows, k});
+  Array<std::int64_t> ids({rows.rows, k});
+  float* to_scores = scores.mutable_data();
+  std::int64_t* to_ids = ids.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    engine.get().recommend(rows, excluded, k, thread_count(threads), to_scores, to_ids);
+  }
+  return py::make_tuple(std::move(scores), std::move(ids));
+}
+
+py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Values& seen_values,
+               const Offsets& seen_offsets, const Mask& blocked, std::int64_t k, int threads) {
+  const Encoder& encoder = engine.get().encoder();
+  if (queries.ndim() != 2 || queries.shape(1) != encoder.dim()) {
+    refuse("queries: expected [users, " + std::to_string(encoder.dim()) + "]");
+  }
+  const std::int64_t count = queries.shape(0);
+  const Exclusions excluded = exclusions(engine, seen_values, seen_offsets, blocked, count);
+  check_k(k);
+  Array<float> scores({count, k});
+  Array<std::int64_t> ids({count, k});
+  const float* from = queries.data();
+  float* to_scores = scores.mutable_data();
+  std::int64_t* to_ids = ids.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    engine.get().rank(from, count, excluded, k, thread_count(threads), to_scores, to_ids);
+  }
+  return py::make_tuple(std::move(scores), std::move(ids));
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  py::class_<BoundEngine, std::shared_ptr<BoundEngine>>(m, "Engine")
+      .def(py::init<const py::dict&, const py::dict&, const Array<float>&,
+                    const std::optional<Array<float>>&, int>(),
+           py::arg("config"), py::arg("tensors"), py::arg("items").noconvert(),
+           py::arg("bias").noconvert(), py::arg("threads") = 0)
+      .def_property_readonly("window",
+                             [](const BoundEngine& e) { return e.get().encoder().window(); })
+      .def_property_readonly("state_size",
+                             [](const BoundEngine& e) { return e.get().encoder().state_size(); })
+      .def_property_readonly("token_size",
+                             [](const BoundEngine& e) { return e.get().encoder().token_size(); })
+      .def_property_readonly("table_bytes",
+                             [](const BoundEngine& e) { return e.get().table_bytes(); })
+      .def("encode", &encode, py::arg("values").noconvert(), py::arg("offsets").noconvert(),
+           py::arg("threads") = 0)
+      .def("recommend", &recommend, py::arg("values").noconvert(), py::arg("offsets").noconvert(),
+           py::arg("seen_values").noconvert(), py::arg("seen_offsets").noconvert(),
+           py::arg("blocked").noconvert(), py::arg("k"), py::arg("threads") = 0)
+      .def("rank", &rank, py::arg("queries").noconvert(), py::arg("seen_values").noconvert(),
+           py::arg("seen_offsets").noconvert(), py::arg("blocked").noconvert(), py::arg("k"),
+           py::arg("threads") = 0);
+}
+
+}  // namespace seqrec

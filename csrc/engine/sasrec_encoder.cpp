@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/sasrec_encoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/scratch.h"
+
+namespace seqrec {
+namespace {
+
+constexpr float kNormEps = 1e-5f;
+// Rows that pass through the feed-forward layer together, so that its inner values stay near.
+constexpr std::int64_t kInnerRows = 48;
+constexpr std::int64_t kStepRows = 128;  // users whose next event is worked on together
+
+}  // namespace
+
+SasrecEncoder::SasrecEncoder(const SasrecConfig& config, const Tensors& tensors,
+                             const KernelTable& table)
+    : Encoder(config.num_items, config.dim, config.max_length, config.unit, table),
+      config_(config) {
+  const std::int64_t dim = config.dim, inner = config.inner;
+  items_ = tensors.at("item_embedding.weight", config.num_items * dim);
+  positions_ = tensors.at("position_embedding.weight", config.max_length * dim);
+  const auto norm = [&](const std::string& name) {
+    return Norm{tensors.at(name + ".weight", dim), tensors.at(name + ".bias", dim)};
+  };
+  const auto linear = [&](const std::string& name, std::int64_t outputs, std::int64_t inputs) {
+    return pack_linear(tensors.at(name + ".weight", outputs * inputs), inputs, 1, outputs, inputs,
+                       tensors.at(name + ".bias", outputs), table);
+  };
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    const std::string name = "blocks." + std::to_string(layer);
+    Block block{norm(name + ".attention_norm"),
+                norm(name + ".feed_forward_norm"),
+                {},
+                {},
+                linear(name + ".attention.out", dim, dim),
+                linear(name + ".feed_forward.up", inner, dim),
+                linear(name + ".feed_forward.down", dim, inner)};
+    const float* weight = tensors.at(name + ".attention.qkv.weight", 3 * dim * dim);
+    const float* bias = tensors.at(name + ".attention.qkv.bias", 3 * dim);
+    if (layer + 1 < config.layers) {
+      block.qkv = pack_linear(weight, dim, 1, 3 * dim, dim, bias, table);
+    } else {
+      block.query = pack_linear(weight, dim, 1, dim, dim, bias, table);
+      block.qkv = pack_linear(weight + dim * dim, dim, 1, 2 * dim, dim, bias + dim, table);
+    }
+    blocks_.push_back(std::move(block));
+  }
+  final_norm_ = norm("final_norm");
+}
+
+double SasrecEncoder::token_cost() const {
+  const auto dim = static_cast<double>(config_.dim), inner = static_cast<double>(config_.inner);
+  const auto layers = static_cast<double>(config_.layers);
+  return layers * 2 * dim * dim + (layers - 1) * 2 * dim * (dim + inner);
+}
+
+double SasrecEncoder::scale() const { return 1.0 / std::sqrt(static_cast<double>(width())); }
+
+void SasrecEncoder::embed_items(const std::int32_t* items, const std::int64_t* positions,
+                                std::int64_t count, float* x) const {
+  const std::int64_t dim = config_.dim;
+  for (std::int64_t t = 0; t < count; ++t) {
+    const float* item = items_ + items[t] * dim;
+    const float* position = positions_ + positions[t] * dim;
+    for (std::int64_t d = 0; d < dim; ++d) x[t * dim + d] = item[d] + position[d];
+  }
+}
+
+void SasrecEncoder::normalise(const Norm& norm, const float* change, float* x, std::int64_t rows,
+                              float* normed) const {
+  Scratch<float> statistics(2 * rows);
+  LayerNormForward p{};
+  p.x = change != nullptr ? change : x;
+  p.residual = change != nullptr ? x : nullptr;
+  p.sum = change != nullptr ? x : nullptr;
+  p.weight = norm.weight;
+  p.bias = norm.bias;
+  p.out = normed;
+  p.mean = statistics.data();
+  p.rstd = statistics.data() + rows;
+  p.dim = config_.dim;
+  p.eps = kNormEps;
+  table_.layer_norm->forward(p, 0, rows);
+}
+
+void SasrecEncoder::finish_block(const Block& block, const Norm& following, const float* mixed,
+                                 std::int64_t rows, float* x, float* normed) const {
+  const std::int64_t dim = config_.dim, inner = config_.inner;
+  const std::int64_t together = std::min(rows, kInnerRows);
+  Scratch<float> change(together * dim), hidden(together * inner), scratch(table_.linear->scratch);
+  for (std::int64_t row = 0; row < rows; row += together) {
+    const std::int64_t count = std::min(together, rows - row);
+    float *x_row = x + row * dim, *normed_row = normed + row * dim;
+    multiply(block.out, mixed + row * dim, dim, count, Activation::kNone, change.data(), dim,
+             scratch.data());
+    normalise(block.feed_forward_norm, change.data(), x_row, count, normed_row);
+    multiply(block.up, normed_row, dim, count, Activation::kGeluTanh, hidden.data(), inner,
+             scratch.data());
+    multiply(block.down, hidden.data(), inner, count, Activation::kNone, change.data(), dim,
+             scratch.data());
+    normalise(following, change.data(), x_row, count, normed_row);
+  }
+}
+
+void SasrecEncoder::store(const UserState& user, std::int64_t layer, std::int64_t position,
+                          const float* kv, std::int64_t stride, std::int64_t count) const {
+  const std::int64_t size = 2 * config_.dim;
+  for (std::int64_t t = 0; t < count; ++t) {
+    const std::int64_t place = position + t;
+    float* page = user.pages[place / kPageTokens];
+    std::copy_n(kv + t * stride, size, page + (layer * kPageTokens + place % kPageTokens) * size);
+  }
+}
+
+void SasrecEncoder::prefill(const JaggedView<std::int32_t>& rows, const UserState* users, float* x,
+                            float* normed, float* kv) const {
+  const std::int64_t tokens = rows.offsets[rows.rows], dim = config_.dim, wide = 3 * dim;
+  std::int64_t longest = 0;
+  {
+    Scratch<std::int64_t> positions(tokens);
+    for (std::int64_t row = 0; row < rows.rows; ++row) {
+      const std::int64_t begin = rows.offsets[row], length = rows.offsets[row + 1] - begin;
+      for (std::int64_t t = 0; t < length; ++t) positions[begin + t] = t;
+      longest = std::max(longest, length);
+    }
+    embed_items(rows.values, positions.data(), tokens, x);
+  }
+  const auto keep = [&](std::int64_t layer, const float* from, std::int64_t stride) {
+    for (std::int64_t row = 0; users != nullptr && row < rows.rows; ++row) {
+      const std::int64_t begin = rows.offsets[row];
+      store(users[row], layer, 0, from + begin * stride, stride, rows.offsets[row + 1] - begin);
+    }
+  };
+  Scratch<float> scratch(table_.linear->scratch);
+  normalise(blocks_[0].attention_norm, nullptr, x, tokens, normed);
+  const std::int64_t inside = config_.layers - 1;
+  if (inside > 0) {
+    Scratch<float> qkv(tokens * wide), mixed(tokens * dim);
+    Scratch<float> statistics(2 * config_.heads * tokens);
+    Scratch<float> memory(table_.attention->forward_scratch(width(), longest));
+    const auto part = [&](std::int64_t at) {
+      return HeadsView<const float>{qkv.data() + at, wide, width()};
+    };
+    const AttentionProblem problem{part(0),   part(dim),     part(2 * dim), rows.offsets, tokens,
+                                   rows.rows, config_.heads, width(),       scale(),      true};
+    const AttentionStatistics kept{statistics.data(), statistics.data() + config_.heads * tokens};
+    for (std::int64_t layer = 0; layer < inside; ++layer) {
+      const Block& block = blocks_[static_cast<std::size_t>(layer)];
+      multiply(block.qkv, normed, dim, tokens, Activation::kNone, qkv.data(), wide, scratch.data());
+      keep(layer, qkv.data() + dim, wide);
+      for (std::int64_t row = 0; row < rows.rows; ++row) {
+        for (std::int64_t head = 0; head < config_.heads; ++head) {
+          table_.attention->forward(problem, {row, head, -1, -1}, memory.data(),
+                                    {mixed.data(), dim, width()}, kept);
+        }
+      }
+      finish_block(block, blocks_[static_cast<std::size_t>(layer + 1)].attention_norm, mixed.data(),
+                   tokens, x, normed);
+    }
+  }
+  multiply(blocks_.back().qkv, normed, dim, tokens, Activation::kNone, kv, 2 * dim, scratch.data());
+  keep(inside, kv, 2 * dim);
+}
+
+void SasrecEncoder::encode_group(const JaggedView<std::int32_t>& rows, float* out) const {
+  const std::int64_t tokens = rows.offsets[rows.rows], dim = config_.dim, count = rows.rows;
+  Scratch<float> x(tokens * dim), normed(tokens * dim), kv(tokens * 2 * dim);
+  prefill(rows, nullptr, x.data(), normed.data(), kv.data());
+  // The last event of row i goes to row i, which lies at it or before it.
+  for (std::int64_t row = 0; row < count; ++row) {
+    const std::int64_t last = rows.offsets[row + 1] - 1;
+    std::copy_n(x.data() + last * dim, dim, x.data() + row * dim);
+    std::copy_n(normed.data() + last * dim, dim, normed.data() + row * dim);
+  }
+  Scratch<float> queries(count * dim), mixed(count * dim);
+  {
+    Scratch<float> scratch(table_.linear->scratch);
+    multiply(blocks_.back().query, normed.data(), dim, count, Activation::kNone, queries.data(),
+             dim, scratch.data());
+  }
+  DecodeProblem p{};
+  p.q = {queries.data(), dim, width()};
+  p.keys = {kv.data(), 2 * dim, width()};
+  p.values = {kv.data() + dim, 2 * dim, width()};
+  p.offsets = rows.offsets;
+  p.rows = count;
+  p.heads = config_.heads;
+  p.width = width();
+  p.scale = scale();
+  Scratch<float> memory(table_.decode->scratch(width()));
+  for (std::int64_t row = 0; row < count; ++row) {
+    for (std::int64_t head = 0; head < config_.heads; ++head) {
+      table_.decode->decode(p, row, head, memory.data(), {mixed.data(), dim, width()});
+    }
+  }
+  finish_block(blocks_.back(), final_norm_, mixed.data(), count, x.data(), out);
+}
+
+void SasrecEncoder::attend_pages(const UserState* users, std::int64_t count, std::int64_t layer,
+                                 const float* queries, std::int64_t stride, std::int64_t more,
+                                 float* out) const {
+  Scratch<const float* const*> pages(count);
+  Scratch<std::int64_t> lengths(count);
+  for (std::int64_t i = 0; i < count; ++i) {
+    pages[i] = users[i].pages;
+    lengths[i] = users[i].length + more;
+  }
+  const std::int64_t dim = config_.dim, begin = layer * kPageTokens * 2 * dim;
+  DecodeProblem p{};
+  p.q = {queries, stride, width()};
+  p.keys = {nullptr, 2 * dim, width()};
+  p.values = {nullptr, 2 * dim, width()};
+  p.lengths = lengths.data();
+  p.rows = count;
+  p.heads = config_.heads;
+  p.width = width();
+  p.scale = scale();
+  p.pages = {pages.data(), kPageTokens, begin, begin + dim};
+  Scratch<float> memory(table_.decode->scratch(width()));
+  for (std::int64_t row = 0; row < count; ++row) {
+    for (std::int64_t head = 0; head < config_.heads; ++head) {
+      table_.decode->decode(p, row, head, memory.data(), {out, dim, width()});
+    }
+  }
+}
+
+void SasrecEncoder::step(const UserState* users, const std::int32_t* items,
+                         std::int64_t count) const {
+  const std::int64_t dim = config_.dim, wide = 3 * dim;
+  Scratch<float> x(count * dim), normed(count * dim), qkv(count * wide), mixed(count * dim);
+  Scratch<float> scratch(table_.linear->scratch);
+  {
+    Scratch<std::int64_t> positions(count);
+    for (std::int64_t i = 0; i < count; ++i) positions[i] = users[i].length;
+    embed_items(items, positions.data(), count, x.data());
+  }
+  normalise(blocks_[0].attention_norm, nullptr, x.data(), count, normed.data());
+  const std::int64_t inside = config_.layers - 1;
+  for (std::int64_t layer = 0; layer < inside; ++layer) {
+    const Block& block = blocks_[static_cast<std::size_t>(layer)];
+    multiply(block.qkv, normed.data(), dim, count, Activation::kNone, qkv.data(), wide,
+             scratch.data());
+    for (std::int64_t i = 0; i < count; ++i) {
+      store(users[i], layer, users[i].length, qkv.data() + i * wide + dim, wide, 1);
+    }
+    attend_pages(users, count, layer, qkv.data(), wide, 1, mixed.data());
+    finish_block(block, blocks_[static_cast<std::size_t>(layer + 1)].attention_norm, mixed.data(),
+                 count, x.data(), normed.data());
+  }
+  multiply(blocks_.back().qkv, normed.data(), dim, count, Activation::kNone, qkv.data(), 2 * dim,
+           scratch.data());
+  for (std::int64_t i = 0; i < count; ++i) {
+    store(users[i], inside, users[i].length, qkv.data() + i * 2 * dim, 2 * dim, 1);
+    std::copy_n(x.data() + i * dim, dim, users[i].fixed);
+  }
+}
+
+void SasrecEncoder::advance(const UserState* users, const JaggedView<std::int32_t>& events) const {
+  const auto length = [&](std::int64_t row) {
+    return events.offsets[row + 1] - events.offsets[row];
+  };
+  const auto fresh = [&](std::int64_t row) { return users[row].length == 0 && length(row) > 1; };
+  const std::int64_t dim = config_.dim;
+  Scratch<UserState> chosen(events.rows);
+  Scratch<std::int64_t> offsets(events.rows + 1);
+  Scratch<std::int32_t> values(std::max(events.offsets[events.rows], std::int64_t{1}));
+  // Whole histories of new users, some at a time.
+  offsets[0] = 0;
+  for (std::int64_t row = 0, count = 0; row < events.rows; ++row) {
+    if (fresh(row)) {
+      chosen[count] = users[row];
+      std::copy_n(events.values + events.offsets[row], length(row), values.data() + offsets[count]);
+      offsets[count + 1] = offsets[count] + length(row);
+      ++count;
+    }
+    if (count == 0 || (offsets[count] < group_tokens() && row + 1 < events.rows)) continue;
+    const std::int64_t tokens = offsets[count];
+    Scratch<float> x(tokens * dim), normed(tokens * dim), kv(tokens * 2 * dim);
+    prefill({values.data(), offsets.data(), count}, chosen.data(), x.data(), normed.data(),
+            kv.data());
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::copy_n(x.data() + (offsets[i + 1] - 1) * dim, dim, chosen[i].fixed);
+    }
+    count = 0;
+  }
+  // All others: their next events together, then the events after these, and so on.
+  for (std::int64_t round = 0, left = 1; left > 0; ++round) {
+    left = 0;
+    std::int64_t count = 0;
+    for (std::int64_t row = 0; row < events.rows; ++row) {
+      if (!fresh(row) && round < length(row)) {
+        chosen[count] = users[row];
+        chosen[count].length += round;
+        values[count] = events.values[events.offsets[row] + round];
+        left += round + 1 < length(row);
+        ++count;
+      }
+      if (count == kStepRows || (row + 1 == events.rows && count > 0)) {
+        step(chosen.data(), values.data(), count);
+        count = 0;
+      }
+    }
+  }
+}
+
+void SasrecEncoder::embed_group(const UserState* users, std::int64_t count, float* out) const {
+  const std::int64_t dim = config_.dim;
+  for (std::int64_t begin = 0; begin < count; begin += kStepRows) {
+    const std::int64_t rows = std::min(kStepRows, count - begin);
+    const UserState* here = users + begin;
+    Scratch<float> x(rows * dim), normed(rows * dim), queries(rows * dim), mixed(rows * dim);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      std::copy_n(here[i].fixed, dim, x.data() + i * dim);
+    }
+    normalise(blocks_.back().attention_norm, nullptr, x.data(), rows, normed.data());
+    {
+      Scratch<float> scratch(table_.linear->scratch);
+      multiply(blocks_.back().query, normed.data(), dim, rows, Activation::kNone, queries.data(),
+               dim, scratch.data());
+    }
+    attend_pages(here, rows, config_.layers - 1, queries.data(), dim, 0, mixed.data());
+    finish_block(blocks_.back(), final_norm_, mixed.data(), rows, x.data(), out + begin * dim);
+  }
+}
+
+}  // namespace seqrec
