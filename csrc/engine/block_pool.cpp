@@ -18,9 +18,9 @@ constexpr std::int64_t kSlabs = 64;  // a full pool has about so many: 1/64 of i
 
 BlockPool::BlockPool(std::int64_t block_bytes, std::int64_t expected)
     : block_bytes_(round_up(block_bytes, 8)), shift_(0) {
-  const std::int64_t share = std::min(expected, std::numeric_limits<std::int64_t>::max() /
-                                                    (block_bytes_ + 4)) *
-                             block_bytes_ / kSlabs;
+  const std::int64_t share =
+      std::min(expected, std::numeric_limits<std::int64_t>::max() / (block_bytes_ + 4)) *
+      block_bytes_ / kSlabs;
   const std::int64_t wanted = std::clamp(share, kLeastSlab, kMostSlab);
   while ((std::int64_t{2} << shift_) * block_bytes_ <= wanted) ++shift_;
   while (shift_ > 0 && (std::int64_t{1} << (shift_ - 1)) >= expected) --shift_;
@@ -98,8 +98,7 @@ void BlockPool::shrink() {
 }
 
 std::int64_t BlockPool::bytes() const {
-  return present_ * slab_bytes() +
-         static_cast<std::int64_t>(slabs_.capacity() * sizeof(Slab));
+  return present_ * slab_bytes() + static_cast<std::int64_t>(slabs_.capacity() * sizeof(Slab));
 }
 
 }  // namespace seqrec

@@ -42,6 +42,7 @@ class BlockPool {
   }
 
   std::int64_t in_use() const { return blocks_ - free_; }
+  std::int64_t blocks_a_slab() const { return per_slab_; }
   std::int64_t slab_bytes() const { return links_bytes_ + per_slab_ * block_bytes_; }
   /// All that is held, blocks in use and free ones.
   std::int64_t bytes() const;
