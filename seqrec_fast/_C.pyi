@@ -311,3 +311,51 @@ def decode_attention(
     out: _View,
     threads: int = 0,
 ) -> None: ...
+
+class Engine:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tensors: dict[str, NDArray[np.float32]],
+        items: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        threads: int = 0,
+    ) -> None: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def state_size(self) -> int: ...
+    @property
+    def token_size(self) -> int: ...
+    @property
+    def table_bytes(self) -> int: ...
+    def encode(
+        self, values: NDArray[np.int32], offsets: NDArray[np.int64], threads: int = 0
+    ) -> NDArray[np.float32]: ...
+    def recommend(
+        self,
+        values: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        seen_values: NDArray[np.int32] | None,
+        seen_offsets: NDArray[np.int64] | None,
+        blocked: NDArray[np.uint8] | None,
+        k: int,
+        threads: int = 0,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+    def recommend_lists(
+        self,
+        histories: Any,
+        lookup: dict[Any, int],
+        k: int,
+        exclude_seen: bool,
+        threads: int = 0,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None: ...
+    def rank(
+        self,
+        queries: NDArray[np.float32],
+        seen_values: NDArray[np.int32] | None,
+        seen_offsets: NDArray[np.int64] | None,
+        blocked: NDArray[np.uint8] | None,
+        k: int,
+        threads: int = 0,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...

@@ -7,6 +7,7 @@
 
 #include "binding/binding.h"
 #include "binding/engine.h"
+#include "binding/raw_ids.h"
 #include "engine/recurrent_encoder.h"
 #include "engine/sasrec_encoder.h"
 
@@ -145,6 +146,30 @@ py::tuple recommend(const BoundEngine& engine, const Array<std::int32_t>& values
   return py::make_tuple(std::move(scores), std::move(ids));
 }
 
+/// None where the request is not plain.
+py::object recommend_lists(const BoundEngine& engine, const py::object& histories,
+                           const py::dict& lookup, std::int64_t k, bool exclude_seen, int threads) {
+  check_k(k);
+  IdRows rows;
+  if (!plain_histories(histories, lookup, rows)) return py::none();
+  const std::int64_t items = engine.get().encoder().num_items();
+  for (const std::int32_t item : rows.values) {
+    if (item >= items) refuse("lookup: made for other items");
+  }
+  const auto count = static_cast<std::int64_t>(rows.offsets.size()) - 1;
+  const JaggedView<std::int32_t> view{rows.values.data(), rows.offsets.data(), count};
+  const Exclusions excluded{exclude_seen ? view : JaggedView<std::int32_t>{}, nullptr};
+  Array<float> scores({count, k});
+  Array<std::int64_t> ids({count, k});
+  float* to_scores = scores.mutable_data();
+  std::int64_t* to_ids = ids.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    engine.get().recommend(view, excluded, k, thread_count(threads), to_scores, to_ids);
+  }
+  return py::make_tuple(std::move(scores), std::move(ids));
+}
+
 py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Values& seen_values,
                const Offsets& seen_offsets, const Mask& blocked, std::int64_t k, int threads) {
   const Encoder& encoder = engine.get().encoder();
@@ -187,6 +212,8 @@ void bind_engine(py::module_& m) {
       .def("recommend", &recommend, py::arg("values").noconvert(), py::arg("offsets").noconvert(),
            py::arg("seen_values").noconvert(), py::arg("seen_offsets").noconvert(),
            py::arg("blocked").noconvert(), py::arg("k"), py::arg("threads") = 0)
+      .def("recommend_lists", &recommend_lists, py::arg("histories"), py::arg("lookup"),
+           py::arg("k"), py::arg("exclude_seen"), py::arg("threads") = 0)
       .def("rank", &rank, py::arg("queries").noconvert(), py::arg("seen_values").noconvert(),
            py::arg("seen_offsets").noconvert(), py::arg("blocked").noconvert(), py::arg("k"),
            py::arg("threads") = 0);

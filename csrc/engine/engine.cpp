@@ -11,7 +11,7 @@ namespace {
 constexpr std::int64_t kLeastBytes = std::int64_t{1} << 16;
 
 // From so many queries on, multiplying sets the pace and not memory.
-constexpr std::int64_t kManyQueries = 16;
+constexpr std::int64_t kManyQueries = 24;
 
 }  // namespace
 

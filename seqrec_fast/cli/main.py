@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "clean a log, train a model on it, write a bundle",
     "evaluate": "full-ranking metrics of a bundle on a log, popularity beside it",
     "recommend": "items for a history of raw ids",
+    "serve": "a bundle behind HTTP, with health, metrics and a page to try it",
     "info": "what this installation can do, or what a bundle holds",
     "bench": "speed of the kernels here, beside other libraries",
 }

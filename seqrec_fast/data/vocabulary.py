@@ -221,6 +221,12 @@ class Vocabulary:
             hit &= valid
         return np.where(hit, index, UNKNOWN).astype(np.int32)
 
+    def lookup(self) -> dict[Any, int]:
+        """Raw id to index as a dictionary; for integers made anew at each call."""
+        if self._lookup is not None:
+            return self._lookup
+        return dict(zip(self.ids.tolist(), range(len(self)), strict=True))
+
     # ---------------------------------------------------------------- storage
 
     def to_tensors(self) -> dict[str, NDArray[Any]]:

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Recommender: raw ids in, ranked raw ids out.
 
-Answers come from the torch-free encoder (:mod:`seqrec_fast.engine.encoders`) and the native
-score-and-select kernel. Nothing is changed after loading, so that any number of threads may share
-one Recommender.
+Answers come from the native encoder (:mod:`seqrec_fast.engine.encoders`) and the native
+score-and-select kernel. A request reads the model in place once, and models never change, so that
+any number of threads may share one Recommender.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from seqrec_fast import bundle as bundles
 from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
-from seqrec_fast.engine.encoders import build_encoder
 from seqrec_fast.engine.requests import (
     Filter,
     Histories,
@@ -29,7 +27,8 @@ from seqrec_fast.engine.requests import (
     parse_ids,
     whole_number,
 )
-from seqrec_fast.engine.selection import Scorer, best, select
+from seqrec_fast.engine.selection import best, select
+from seqrec_fast.engine.served import ServedModel
 from seqrec_fast.errors import BundleError, InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -38,7 +37,6 @@ __all__ = ["Recommendation", "Recommender"]
 _USERS_AT_ONCE = 8192  # bounds the memory of a large request; each part is one native call
 
 
-@dataclass(frozen=True)
 class Recommendation:
     """The answer for one user, best item first.
 
@@ -50,25 +48,47 @@ class Recommendation:
         unknown: ids of the history that the model does not know; they were ignored.
         fallback: ``"popularity"`` where the history holds no known id, so that the most popular
             items were ranked instead; otherwise ``None``.
-        titles: title of each item, ``None`` where there is none.
         unknown_filters: ids of the allow and deny lists that the model does not know; ignored.
     """
 
-    items: NDArray[Any]
-    scores: NDArray[np.float32]
-    unknown: tuple[Any, ...]
-    fallback: str | None
-    titles: tuple[str | None, ...]
-    unknown_filters: tuple[Any, ...] = ()
+    __slots__ = ("_indices", "_model", "fallback", "items", "scores", "unknown", "unknown_filters")
+
+    def __init__(
+        self,
+        model: ServedModel,
+        indices: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        unknown: tuple[Any, ...] = (),
+        fallback: str | None = None,
+        unknown_filters: tuple[Any, ...] = (),
+    ) -> None:
+        self.items: NDArray[Any] = model.items.ids[indices]
+        self.scores = scores
+        self.unknown = unknown
+        self.fallback = fallback
+        self.unknown_filters = unknown_filters
+        self._model = model
+        self._indices = indices
+
+    @property
+    def titles(self) -> tuple[str | None, ...]:
+        """Title of each item, ``None`` where there is none."""
+        return self._model.titles(self._indices)
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(repr(item) for item in self.items[:3].tolist())
+        more = ", …" if len(self) > 3 else ""
+        return f"Recommendation({len(self)} items: {shown}{more})"
 
 
 class Recommender:
     """Recommends from a bundle, without torch.
 
-    Thread-safe: all methods may be called from any number of threads at once.
+    Thread-safe: all methods may be called from any number of threads at once, also while
+    :meth:`swap` puts another model in place.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
@@ -82,23 +102,7 @@ class Recommender:
             InputError: weights that do not fit the configuration, or an impossible ``threads``.
         """
         self._threads = _checked_threads(threads)
-        self._items = bundle.items
-        self._table = bundle.item_table
-        self._encoder = build_encoder(bundle.config, bundle.tensors)
-        vectors, bias = self._encoder.item_vectors, self._encoder.item_bias
-        if len(vectors) != len(bundle.items):
-            raise InputError(
-                f"weights.safetensors: {len(vectors)} item vectors, but the vocabulary has "
-                f"{len(bundle.items)} ids"
-            )
-        self._scorer = Scorer(vectors, bias)
-        self._popular = Scorer(
-            np.zeros((len(vectors), 1), dtype=np.float32), bundle.popularity.astype(np.float32)
-        )
-        self._norms: NDArray[np.float32] | None = None
-        self._config = dict(bundle.config)
-        self._metrics = dict(bundle.metrics)
-        self._parameters = sum(int(tensor.size) for tensor in bundle.tensors.values())
+        self._current = ServedModel(bundle)
 
     @classmethod
     def load(
@@ -114,12 +118,10 @@ class Recommender:
         Raises:
             BundleError: a bundle that is missing, damaged, newer or not to be trusted.
         """
-        _checked_threads(threads)
-        content = bundles.load(path, verify=verify)
-        try:
-            return cls(content, threads=threads)
-        except InputError as error:
-            raise BundleError(f"{os.fspath(path)}: {error}") from None
+        made = cls.__new__(cls)
+        made._threads = _checked_threads(threads)
+        made._current = _served(path, verify)
+        return made
 
     # ---------------------------------------------------------------- recommendations
 
@@ -150,15 +152,20 @@ class Recommender:
         Raises:
             InputError: arguments of another form; the message says which is expected.
         """
-        count = min(whole_number("k", k), self.num_items)
-        parsed = parse_histories(histories, self._items)
+        model = self._current
+        count = min(whole_number("k", k), len(model.items))
+        if allow is None and deny is None:
+            plain = self._plain(model, histories, count, bool(exclude_seen))
+            if plain is not None:
+                return plain
+        parsed = parse_histories(histories, model.items)
         users = len(parsed.known)
-        allowed = parse_filter("allow", allow, users, self._items)
-        denied = parse_filter("deny", deny, users, self._items)
+        allowed = parse_filter("allow", allow, users, model.items)
+        denied = parse_filter("deny", deny, users, model.items)
         answers: list[Recommendation] = []
         for begin in range(0, users, _USERS_AT_ONCE):
             rows = np.arange(begin, min(begin + _USERS_AT_ONCE, users))
-            answers += self._answer(rows, parsed, count, bool(exclude_seen), allowed, denied)
+            answers += self._answer(model, rows, parsed, count, bool(exclude_seen), allowed, denied)
         return answers
 
     def similar_items(self, item: Any, k: int = 10) -> Recommendation:
@@ -171,25 +178,24 @@ class Recommender:
         Raises:
             InputError: ``item`` is a list, or ``k`` is not a whole number of at least 1.
         """
+        model = self._current
         count = whole_number("k", k)
         if is_list(item):
             raise InputError("item: found a list; give one id, and call once for each")
-        index = int(self._items.encode([item])[0])
+        index = int(model.items.encode([item])[0])
         if index < 0:
-            return self._made(np.empty(0, np.int64), np.empty(0, np.float32), (item,))
-        vectors = self._scorer.items
-        if self._norms is None:
-            # Two threads may both compute this; they store the same numbers.
-            self._norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-        scale = self._norms * self._norms[index]
+            nothing = np.empty(0, np.int64), np.empty(0, np.float32)
+            return Recommendation(model, *nothing, unknown=(item,))
+        vectors = model.scorer.items
+        scale = model.norms * model.norms[index]
         # A vector of length 0 points nowhere: its cosine is 0.
         cosine = np.divide(
             vectors @ vectors[index], scale, out=np.zeros_like(scale), where=scale > 0
         )
         np.clip(cosine, -1.0, 1.0, out=cosine)
         cosine[index] = -np.inf
-        found = best(cosine, min(count, self.num_items - 1))
-        return self._made(found, cosine[found], ())
+        found = best(cosine, min(count, len(model.items) - 1))
+        return Recommendation(model, found, cosine[found])
 
     # ---------------------------------------------------------------- vectors and scores
 
@@ -205,12 +211,13 @@ class Recommender:
         Raises:
             InputError: histories of another form.
         """
-        parsed = parse_histories(histories, self._items)
-        found = np.zeros((len(parsed.known), 1, self._scorer.items.shape[1]), dtype=np.float32)
+        model = self._current
+        parsed = parse_histories(histories, model.items)
+        found = np.zeros((len(parsed.known), 1, model.scorer.items.shape[1]), dtype=np.float32)
         users = np.flatnonzero(parsed.known.lengths)
         for begin in range(0, len(users), _USERS_AT_ONCE):
             rows = users[begin : begin + _USERS_AT_ONCE]
-            found[rows, 0] = self._encoder.encode(parsed.known.select(rows))
+            found[rows, 0] = model.encoder.encode(parsed.known.select(rows), threads=self._threads)
         return found
 
     def score(self, history: Sequence[Any], items: Iterable[Any]) -> NDArray[np.float32]:
@@ -227,13 +234,14 @@ class Recommender:
         Raises:
             InputError: a text or a nested list where a flat list is expected.
         """
-        known, _ = parse_ids("history", history, self._items)
-        wanted, _ = parse_ids("items", items, self._items)
+        model = self._current
+        known, _ = parse_ids("history", history, model.items)
+        wanted, _ = parse_ids("items", items, model.items)
         known = known[known >= 0]
-        scorer, queries = self._popular, np.zeros((1, 1), dtype=np.float32)
+        scorer, queries = model.popular, np.zeros((1, 1), dtype=np.float32)
         if len(known):
-            scorer = self._scorer
-            queries = self._encoder.encode(JaggedBatch.from_lengths(known, [len(known)]))
+            scorer = model.scorer
+            queries = model.encoder.encode(JaggedBatch.from_lengths(known, [len(known)]), threads=1)
         there = wanted >= 0
         found = np.full(len(wanted), np.nan, dtype=np.float32)
         found[there] = scorer.items[wanted[there]] @ queries[0]
@@ -241,38 +249,87 @@ class Recommender:
             found[there] += scorer.bias[wanted[there]]
         return found
 
+    # ---------------------------------------------------------------- another model
+
+    def swap(self, bundle: Bundle | str | os.PathLike[str], *, verify: bool = True) -> None:
+        """Puts another model in place while requests run.
+
+        The new model is loaded and packed first; then one assignment makes it the one that serves.
+        A request runs to its end on the model that it began with, so that none is lost and none
+        mixes two models.
+
+        Args:
+            bundle: the model, in memory or as a folder.
+            verify: as in :meth:`load`.
+
+        Raises:
+            BundleError, InputError: as :meth:`load` and the constructor; the model in place stays.
+        """
+        self._current = _served(bundle, verify)
+
     # ---------------------------------------------------------------- facts
 
     @property
     def num_items(self) -> int:
         """Size of the catalogue."""
-        return len(self._items)
+        return len(self._current.items)
 
     @property
     def item_ids(self) -> NDArray[Any]:
         """Raw ids of the catalogue by item index (a copy)."""
-        return self._items.ids.copy()
+        return self._current.items.ids.copy()
+
+    @property
+    def version(self) -> str:
+        """Names the model that serves: equal for models of equal weights, options and items."""
+        return self._current.version
 
     def info(self) -> dict[str, Any]:
-        """``model, num_items, dim, parameters, titles, threads, config, metrics``."""
+        """``model, version, num_items, dim, parameters, titles, threads, config, metrics``."""
+        model = self._current
         return {
-            "model": self._config["model"],
-            "num_items": self.num_items,
-            "dim": int(self._scorer.items.shape[1]),
-            "parameters": self._parameters,
-            "titles": self._table is not None and self._table.title_column is not None,
+            "model": model.config["model"],
+            "version": model.version,
+            "num_items": len(model.items),
+            "dim": int(model.scorer.items.shape[1]),
+            "parameters": model.parameters,
+            "titles": model.table is not None and model.table.title_column is not None,
             "threads": self._threads or native.get_num_threads(),
-            "config": dict(self._config),
-            "metrics": dict(self._metrics),
+            "config": dict(model.config),
+            "metrics": dict(model.metrics),
         }
 
     def __repr__(self) -> str:
-        return f"Recommender({self._config['model']}, {self.num_items} items)"
+        model = self._current
+        return f"Recommender({model.config['model']}, {len(model.items)} items)"
 
     # ---------------------------------------------------------------- private
 
+    def _plain(
+        self, model: ServedModel, histories: Any, k: int, exclude_seen: bool
+    ) -> list[Recommendation] | None:
+        """Answers to lists of known ids, in one native call; ``None`` where there is more to it."""
+        if type(histories) not in (list, tuple) or len(histories) > _USERS_AT_ONCE:
+            return None
+        if model.lookup is None:
+            return None
+        found = model.encoder.native.recommend_lists(
+            histories, model.lookup, k, exclude_seen, self._threads or 0
+        )
+        if found is None:
+            return None
+        scores, ids = found
+        if len(ids) and ids[:, -1].min() < 0:
+            left = (ids >= 0).sum(axis=1).tolist()
+            return [
+                Recommendation(model, row[:n], of_row[:n])
+                for row, of_row, n in zip(ids, scores, left, strict=True)
+            ]
+        return [Recommendation(model, *row) for row in zip(ids, scores, strict=True)]
+
     def _answer(
         self,
+        model: ServedModel,
         rows: NDArray[np.int64],
         histories: Histories,
         k: int,
@@ -286,14 +343,14 @@ class Recommender:
         scores = np.empty((len(rows), k), dtype=np.float32)
         has_history = known.lengths > 0
         for scorer, part in (
-            (self._scorer, np.flatnonzero(has_history)),
-            (self._popular, np.flatnonzero(~has_history)),
+            (model.scorer, np.flatnonzero(has_history)),
+            (model.popular, np.flatnonzero(~has_history)),
         ):
             if not len(part):
                 continue
             history = known.select(part)
-            if scorer is self._scorer:
-                queries = self._encoder.encode(history)
+            if scorer is model.scorer:
+                queries = model.encoder.encode(history, threads=self._threads)
             else:
                 queries = np.zeros((len(part), 1), dtype=np.float32)
             seen = history if exclude_seen else None
@@ -301,7 +358,8 @@ class Recommender:
                 scorer, queries, k, seen, allowed, denied, rows[part], self._threads
             )
         return [
-            self._made(
+            Recommendation(
+                model,
                 ids[at][ids[at] >= 0],
                 scores[at][ids[at] >= 0],
                 histories.unknown[row],
@@ -311,20 +369,15 @@ class Recommender:
             for at, row in enumerate(rows.tolist())
         ]
 
-    def _made(
-        self,
-        indices: NDArray[np.int64],
-        scores: NDArray[np.float32],
-        unknown: tuple[Any, ...],
-        fallback: str | None = None,
-        unknown_filters: tuple[Any, ...] = (),
-    ) -> Recommendation:
-        titles: tuple[str | None, ...] = (None,) * len(indices)
-        if self._table is not None:
-            titles = tuple(self._table.title(index) for index in indices.tolist())
-        return Recommendation(
-            self._items.decode(indices), scores, unknown, fallback, titles, unknown_filters
-        )
+
+def _served(bundle: Bundle | str | os.PathLike[str], verify: bool) -> ServedModel:
+    if isinstance(bundle, Bundle):
+        return ServedModel(bundle)
+    content = bundles.load(bundle, verify=verify)
+    try:
+        return ServedModel(content)
+    except InputError as error:
+        raise BundleError(f"{os.fspath(bundle)}: {error}") from None
 
 
 def _checked_threads(threads: int | None) -> int | None:

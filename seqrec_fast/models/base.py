@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from seqrec_fast.models.options import ModelOptions
 __all__ = ["SequenceModel"]
 
 _INITIAL_STD = 0.02
+
+A = TypeVar("A")  # numpy.ndarray or torch.Tensor
 
 
 class SequenceModel(torch.nn.Module):
@@ -69,6 +71,10 @@ class SequenceModel(torch.nn.Module):
         bias = self.output_bias
         return table, None if bias is None else bias.detach().float().cpu().numpy()
 
+    def window(self, histories: JaggedBatch[A]) -> JaggedBatch[A]:
+        """The part of each history that :meth:`encode` reads: its last ``max_length`` events."""
+        return histories.last(self.options.max_length)
+
     def config(self) -> dict[str, Any]:
         """The plain values from which the model can be made again."""
         return {**self.options.to_config(), "num_items": self.num_items}
@@ -93,8 +99,7 @@ class SequenceModel(torch.nn.Module):
         Evaluation mode is used and the mode before it restored.
 
         Args:
-            histories: int32 items (numpy); only the last ``max_length`` events of a row are read.
-                No row may be empty.
+            histories: int32 items (numpy), no row empty; :meth:`window` says what is read of them.
             tokens_per_batch: events encoded at once.
 
         Returns:
@@ -103,7 +108,7 @@ class SequenceModel(torch.nn.Module):
         Raises:
             InputError: a history is empty.
         """
-        window = histories.last(self.options.max_length)
+        window = self.window(histories)
         lengths = np.diff(window.offsets)
         if len(lengths) and not lengths.all():
             raise InputError(f"histories: row {int(np.argmin(lengths))} is empty; drop empty rows")

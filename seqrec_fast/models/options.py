@@ -39,7 +39,9 @@ class ModelOptions:
     )
     dropout: float = option(0.3, "dropout inside the encoder")
     embedding_dropout: float | None = option(None, "dropout of the input (default: dropout)")
-    max_length: int = option(200, "most recent events of a user that the encoder sees")
+    max_length: int = option(
+        200, "events of a training window, and the most that sasrec sees of a history"
+    )
     tied_output: bool = option(True, "score items with the table that embeds them")
     item_bias: bool = option(False, "add a learned bias to each item's score")
     temperature: float | None = option(

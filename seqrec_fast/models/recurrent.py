@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seqrec_fast.jagged import JaggedBatch
-from seqrec_fast.models.base import SequenceModel
+from seqrec_fast.models.base import A, SequenceModel
 from seqrec_fast.models.options import ModelOptions
 from seqrec_fast.nn.recurrent import GRU, LSTM, RNN, Recurrent
 
@@ -35,6 +35,10 @@ class RecurrentModel(SequenceModel):
         )
         self.output_dropout = torch.nn.Dropout(options.dropout)
         self.projection = torch.nn.Linear(options.hidden_size, options.dim)
+
+    def window(self, histories: JaggedBatch[A]) -> JaggedBatch[A]:
+        """All of each history: training alone cuts it, so that a state can be kept for ever."""
+        return histories
 
     def forward(self, batch: JaggedBatch[Tensor]) -> Tensor:
         """Embeds every token; see :meth:`SequenceModel.forward`."""

@@ -13,8 +13,9 @@ from seqrec_fast.bundle import Bundle
 from seqrec_fast.data.items import ItemTable
 from seqrec_fast.data.vocabulary import Vocabulary
 from seqrec_fast.engine import Recommender
-from seqrec_fast.engine.encoders import build_encoder, tensor_shapes
+from seqrec_fast.engine.encoders import tensor_shapes
 from seqrec_fast.jagged import JaggedBatch
+from tests.engine.reference import ReferenceEncoder
 
 ITEMS = 60
 
@@ -54,7 +55,7 @@ class Definition:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.encoder = build_encoder(bundle.config, bundle.tensors)
+        self.encoder = ReferenceEncoder(bundle.config, bundle.tensors)
 
     def scores(self, history: list[Any]) -> NDArray[np.float32]:
         known = [i for i in self.bundle.items.encode(history).tolist() if i >= 0]

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One version of a model, ready to serve: what a request holds on to from beginning to end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrec_fast.engine.encoders import build_encoder
+from seqrec_fast.engine.selection import Scorer
+from seqrec_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from seqrec_fast.bundle import Bundle
+
+__all__ = ["ServedModel"]
+
+# A dictionary from integer ids to indices costs about 100 bytes an item; from here on requests
+# search the sorted ids instead.
+_MOST_IN_DICTIONARY = 1_000_000
+
+
+class ServedModel:
+    """A bundle's encoder, items and popularity. Never changes after it is made.
+
+    Attributes:
+        items: raw ids by item index.
+        table: titles and other columns, or ``None``.
+        encoder: the native encoder; ``encoder.native`` is the engine.
+        scorer: item vectors and bias.
+        popular: the same for users without a known event: scores are event counts.
+        config: the bundle's ``model.json``.
+        metrics: the bundle's ``metrics.json``.
+        parameters: number of weights.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.items = bundle.items
+        self.table = bundle.item_table
+        self.encoder = build_encoder(bundle.config, bundle.tensors)
+        vectors, bias = self.encoder.item_vectors, self.encoder.item_bias
+        if len(vectors) != len(bundle.items):
+            raise InputError(
+                f"weights.safetensors: {len(vectors)} item vectors, but the vocabulary has "
+                f"{len(bundle.items)} ids"
+            )
+        self.scorer = Scorer(vectors, bias)
+        self.popular = Scorer(
+            np.zeros((len(vectors), 1), dtype=np.float32), bundle.popularity.astype(np.float32)
+        )
+        self.config: dict[str, Any] = dict(bundle.config)
+        self.metrics: dict[str, Any] = dict(bundle.metrics)
+        self.parameters = sum(int(tensor.size) for tensor in bundle.tensors.values())
+        self._tensors = bundle.tensors
+
+    # Two threads may both compute what follows; they store the same values.
+
+    @cached_property
+    def lookup(self) -> dict[Any, int] | None:
+        """Raw id to index, for requests by lists; ``None`` where it would take too much memory."""
+        if self.items.kind == "int" and len(self.items) > _MOST_IN_DICTIONARY:
+            return None
+        return self.items.lookup()
+
+    @cached_property
+    def version(self) -> str:
+        """16 hexadecimal digits: equal for models of equal weights, options and items."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        parts = {**self._tensors, **self.items.to_tensors()}
+        for name in sorted(parts):
+            digest.update(f"{name} {parts[name].shape}".encode())
+            raw: Any = np.ascontiguousarray(parts[name]).reshape(-1).view(np.uint8)
+            digest.update(raw)
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def norms(self) -> NDArray[np.float32]:
+        """float32 ``[items]``: length of each item vector."""
+        vectors = self.scorer.items
+        lengths: NDArray[np.float32] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        return lengths
+
+    def titles(self, indices: NDArray[np.int64]) -> tuple[str | None, ...]:
+        """Title of each item, ``None`` where there is none."""
+        if self.table is None:
+            return (None,) * len(indices)
+        return tuple(self.table.title(index) for index in indices.tolist())
