@@ -169,18 +169,28 @@ void SessionStore::take_from(SessionStore& old, const std::int32_t* table) {
   const Lock lock(mutex_);
   clock_.store(old.clock_.load());
   items.reserve(static_cast<std::size_t>(old.kept_));
-  old.replaced_ = true;
+  old.replaced_ = true;  // from here on its calls wait for this one, and then fail
   old.wake();
-  old.walk(old_lock, [&](const Session& s) {
-    items.resize(static_cast<std::size_t>(s.items));
-    old.table_.last_items(s, s.items, items.data());
-    std::size_t count = 0;
-    for (const std::int32_t item : items) {
-      if (table[item] >= 0) items[count++] = table[item];
-    }
-    const auto left = static_cast<std::int64_t>(count);
-    restore({s.key.view(), s.events, s.used, left, items.data(), left, nullptr});
-  });
+  try {
+    old.walk(old_lock, [&](const Session& s) {
+      items.resize(static_cast<std::size_t>(s.items));
+      old.table_.last_items(s, s.items, items.data());
+      std::size_t count = 0;
+      for (const std::int32_t item : items) {
+        if (table[item] >= 0) items[count++] = table[item];
+      }
+      const auto left = static_cast<std::int64_t>(count);
+      restore({s.key.view(), s.events, s.used, left, items.data(), left, nullptr});
+    });
+  } catch (...) {
+    old.replaced_ = false;
+    throw;
+  }
+  hits_ = old.hits_;
+  misses_ = old.misses_;
+  observes_ = old.observes_;
+  reencodings_ = old.reencodings_;
+  table_.count_on(old.table_.counts());
 }
 
 }  // namespace seqrec

@@ -86,6 +86,11 @@ class SessionTable {
   /// Drops idle users, oldest first, that were last used at `time` or before; `most` of them.
   void expire(std::int64_t time, std::int64_t most, bool counted = true);
   void count_expired() { ++counts_.expired; }
+  /// Goes on from the counts of the store before, beside what has been counted here.
+  void count_on(const SessionCounts& before) {
+    counts_.evictions += before.evictions;
+    counts_.expired += before.expired;
+  }
 
   /// Room for `tokens` events in the pages of an owned user; false where there is none.
   bool reserve_pages(Session& s, std::int64_t tokens);
