@@ -30,24 +30,28 @@ SasrecEncoder::SasrecEncoder(const SasrecConfig& config, const Tensors& tensors,
     return pack_linear(tensors.at(name + ".weight", outputs * inputs), inputs, 1, outputs, inputs,
                        tensors.at(name + ".bias", outputs), table);
   };
-  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    const std::string name = "blocks." + std::to_string(layer);
-    Block block{norm(name + ".attention_norm"),
-                norm(name + ".feed_forward_norm"),
-                {},
-                {},
-                linear(name + ".attention.out", dim, dim),
+  const auto tail = [&](const std::string& name) {
+    return Tail{norm(name + ".feed_forward_norm"), linear(name + ".attention.out", dim, dim),
                 linear(name + ".feed_forward.up", inner, dim),
                 linear(name + ".feed_forward.down", dim, inner)};
-    const float* weight = tensors.at(name + ".attention.qkv.weight", 3 * dim * dim);
-    const float* bias = tensors.at(name + ".attention.qkv.bias", 3 * dim);
-    if (layer + 1 < config.layers) {
-      block.qkv = pack_linear(weight, dim, 1, 3 * dim, dim, bias, table);
-    } else {
-      block.query = pack_linear(weight, dim, 1, dim, dim, bias, table);
-      block.qkv = pack_linear(weight + dim * dim, dim, 1, 2 * dim, dim, bias + dim, table);
-    }
-    blocks_.push_back(std::move(block));
+  };
+  for (std::int64_t layer = 0; layer + 1 < config.layers; ++layer) {
+    const std::string name = "blocks." + std::to_string(layer);
+    blocks_.push_back({norm(name + ".attention_norm"),
+                       linear(name + ".attention.qkv", 3 * dim, dim), tail(name)});
+  }
+  const std::string name = "blocks." + std::to_string(config.layers - 1);
+  const float* weight = tensors.at(name + ".attention.qkv.weight", 3 * dim * dim);
+  const float* bias = tensors.at(name + ".attention.qkv.bias", 3 * dim);
+  last_ = {norm(name + ".attention_norm"),
+           pack_linear(weight, dim, 1, dim, dim, bias, table),
+           {},
+           {},
+           tail(name)};
+  for (std::int64_t row = dim; row < 2 * dim; row += width()) {
+    last_.keys.push_back(pack_linear(weight + row * dim, 1, dim, dim, width(), nullptr, table));
+    last_.values.push_back(
+        pack_linear(weight + (dim + row) * dim, dim, 1, width(), dim, bias + dim + row, table));
   }
   final_norm_ = norm("final_norm");
 }
@@ -55,7 +59,7 @@ SasrecEncoder::SasrecEncoder(const SasrecConfig& config, const Tensors& tensors,
 double SasrecEncoder::token_cost() const {
   const auto dim = static_cast<double>(config_.dim), inner = static_cast<double>(config_.inner);
   const auto layers = static_cast<double>(config_.layers);
-  return layers * 2 * dim * dim + (layers - 1) * 2 * dim * (dim + inner);
+  return (layers - 1) * 2 * dim * (2 * dim + inner) + 2 * dim * static_cast<double>(config_.heads);
 }
 
 double SasrecEncoder::scale() const { return 1.0 / std::sqrt(static_cast<double>(width())); }
@@ -87,7 +91,7 @@ void SasrecEncoder::normalise(const Norm& norm, const float* change, float* x, s
   table_.layer_norm->forward(p, 0, rows);
 }
 
-void SasrecEncoder::finish_block(const Block& block, const Norm& following, const float* mixed,
+void SasrecEncoder::finish_block(const Tail& tail, const Norm& following, const float* mixed,
                                  std::int64_t rows, float* x, float* normed) const {
   const std::int64_t dim = config_.dim, inner = config_.inner;
   const std::int64_t together = std::min(rows, kInnerRows);
@@ -95,29 +99,39 @@ void SasrecEncoder::finish_block(const Block& block, const Norm& following, cons
   for (std::int64_t row = 0; row < rows; row += together) {
     const std::int64_t count = std::min(together, rows - row);
     float *x_row = x + row * dim, *normed_row = normed + row * dim;
-    multiply(block.out, mixed + row * dim, dim, count, Activation::kNone, change.data(), dim,
+    multiply(tail.out, mixed + row * dim, dim, count, Activation::kNone, change.data(), dim,
              scratch.data());
-    normalise(block.feed_forward_norm, change.data(), x_row, count, normed_row);
-    multiply(block.up, normed_row, dim, count, Activation::kGeluTanh, hidden.data(), inner,
+    normalise(tail.feed_forward_norm, change.data(), x_row, count, normed_row);
+    multiply(tail.up, normed_row, dim, count, Activation::kGeluTanh, hidden.data(), inner,
              scratch.data());
-    multiply(block.down, hidden.data(), inner, count, Activation::kNone, change.data(), dim,
+    multiply(tail.down, hidden.data(), inner, count, Activation::kNone, change.data(), dim,
              scratch.data());
     normalise(following, change.data(), x_row, count, normed_row);
   }
 }
 
 void SasrecEncoder::store(const UserState& user, std::int64_t layer, std::int64_t position,
-                          const float* kv, std::int64_t stride, std::int64_t count) const {
-  const std::int64_t size = 2 * config_.dim;
+                          const float* from, std::int64_t stride, std::int64_t count) const {
+  const std::int64_t size = kept(layer);
   for (std::int64_t t = 0; t < count; ++t) {
     const std::int64_t place = position + t;
-    float* page = user.pages[place / kPageTokens];
-    std::copy_n(kv + t * stride, size, page + (layer * kPageTokens + place % kPageTokens) * size);
+    float* page = user.pages[place / kPageTokens] + part(layer);
+    std::copy_n(from + t * stride, size, page + place % kPageTokens * size);
+  }
+}
+
+void SasrecEncoder::decode(const DecodeProblem& problem, std::int64_t rows, float* out) const {
+  Scratch<float> memory(table_.decode->scratch(problem.width));
+  const HeadsView<float> to{out, config_.heads * problem.width, problem.width};
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t head = 0; head < config_.heads; ++head) {
+      table_.decode->decode(problem, row, head, memory.data(), to);
+    }
   }
 }
 
 void SasrecEncoder::prefill(const JaggedView<std::int32_t>& rows, const UserState* users, float* x,
-                            float* normed, float* kv) const {
+                            float* normed) const {
   const std::int64_t tokens = rows.offsets[rows.rows], dim = config_.dim, wide = 3 * dim;
   std::int64_t longest = 0;
   {
@@ -135,19 +149,18 @@ void SasrecEncoder::prefill(const JaggedView<std::int32_t>& rows, const UserStat
       store(users[row], layer, 0, from + begin * stride, stride, rows.offsets[row + 1] - begin);
     }
   };
-  Scratch<float> scratch(table_.linear->scratch);
-  normalise(blocks_[0].attention_norm, nullptr, x, tokens, normed);
-  const std::int64_t inside = config_.layers - 1;
+  normalise(norm_after(-1), nullptr, x, tokens, normed);
+  const auto inside = static_cast<std::int64_t>(blocks_.size());
   if (inside > 0) {
-    Scratch<float> qkv(tokens * wide), mixed(tokens * dim);
+    Scratch<float> qkv(tokens * wide), mixed(tokens * dim), scratch(table_.linear->scratch);
     Scratch<float> statistics(2 * config_.heads * tokens);
     Scratch<float> memory(table_.attention->forward_scratch(width(), longest));
-    const auto part = [&](std::int64_t at) {
+    const auto view = [&](std::int64_t at) {
       return HeadsView<const float>{qkv.data() + at, wide, width()};
     };
-    const AttentionProblem problem{part(0),   part(dim),     part(2 * dim), rows.offsets, tokens,
+    const AttentionProblem problem{view(0),   view(dim),     view(2 * dim), rows.offsets, tokens,
                                    rows.rows, config_.heads, width(),       scale(),      true};
-    const AttentionStatistics kept{statistics.data(), statistics.data() + config_.heads * tokens};
+    const AttentionStatistics left{statistics.data(), statistics.data() + config_.heads * tokens};
     for (std::int64_t layer = 0; layer < inside; ++layer) {
       const Block& block = blocks_[static_cast<std::size_t>(layer)];
       multiply(block.qkv, normed, dim, tokens, Activation::kNone, qkv.data(), wide, scratch.data());
@@ -155,77 +168,71 @@ void SasrecEncoder::prefill(const JaggedView<std::int32_t>& rows, const UserStat
       for (std::int64_t row = 0; row < rows.rows; ++row) {
         for (std::int64_t head = 0; head < config_.heads; ++head) {
           table_.attention->forward(problem, {row, head, -1, -1}, memory.data(),
-                                    {mixed.data(), dim, width()}, kept);
+                                    {mixed.data(), dim, width()}, left);
         }
       }
-      finish_block(block, blocks_[static_cast<std::size_t>(layer + 1)].attention_norm, mixed.data(),
-                   tokens, x, normed);
+      finish_block(block.tail, norm_after(layer), mixed.data(), tokens, x, normed);
     }
   }
-  multiply(blocks_.back().qkv, normed, dim, tokens, Activation::kNone, kv, 2 * dim, scratch.data());
-  keep(inside, kv, 2 * dim);
+  keep(inside, normed, dim);
+}
+
+void SasrecEncoder::finish(const float* normed, DecodeProblem past, std::int64_t rows, float* x,
+                           float* out) const {
+  const std::int64_t dim = config_.dim, heads = config_.heads, wide = heads * dim;
+  Scratch<float> queries(rows * dim), absorbed(rows * wide), means(rows * wide), mixed(rows * dim);
+  Scratch<float> scratch(table_.linear->scratch);
+  multiply(last_.query, normed, dim, rows, Activation::kNone, queries.data(), dim, scratch.data());
+  for (std::int64_t head = 0; head < heads; ++head) {
+    multiply(last_.keys[static_cast<std::size_t>(head)], queries.data() + head * width(), dim, rows,
+             Activation::kNone, absorbed.data() + head * dim, wide, scratch.data());
+  }
+  past.q = {absorbed.data(), wide, dim};
+  past.rows = rows;
+  past.heads = heads;
+  past.width = dim;
+  past.scale = scale();
+  decode(past, rows, means.data());
+  for (std::int64_t head = 0; head < heads; ++head) {
+    multiply(last_.values[static_cast<std::size_t>(head)], means.data() + head * dim, wide, rows,
+             Activation::kNone, mixed.data() + head * width(), dim, scratch.data());
+  }
+  finish_block(last_.tail, final_norm_, mixed.data(), rows, x, out);
 }
 
 void SasrecEncoder::encode_group(const JaggedView<std::int32_t>& rows, float* out) const {
   const std::int64_t tokens = rows.offsets[rows.rows], dim = config_.dim, count = rows.rows;
-  Scratch<float> x(tokens * dim), normed(tokens * dim), kv(tokens * 2 * dim);
-  prefill(rows, nullptr, x.data(), normed.data(), kv.data());
-  // The last event of row i goes to row i, which lies at it or before it.
+  Scratch<float> x(tokens * dim), normed(tokens * dim), last(2 * count * dim);
+  prefill(rows, nullptr, x.data(), normed.data());
+  float *last_x = last.data(), *last_normed = last_x + count * dim;
   for (std::int64_t row = 0; row < count; ++row) {
-    const std::int64_t last = rows.offsets[row + 1] - 1;
-    std::copy_n(x.data() + last * dim, dim, x.data() + row * dim);
-    std::copy_n(normed.data() + last * dim, dim, normed.data() + row * dim);
+    const std::int64_t at = (rows.offsets[row + 1] - 1) * dim;
+    std::copy_n(x.data() + at, dim, last_x + row * dim);
+    std::copy_n(normed.data() + at, dim, last_normed + row * dim);
   }
-  Scratch<float> queries(count * dim), mixed(count * dim);
-  {
-    Scratch<float> scratch(table_.linear->scratch);
-    multiply(blocks_.back().query, normed.data(), dim, count, Activation::kNone, queries.data(),
-             dim, scratch.data());
-  }
-  DecodeProblem p{};
-  p.q = {queries.data(), dim, width()};
-  p.keys = {kv.data(), 2 * dim, width()};
-  p.values = {kv.data() + dim, 2 * dim, width()};
-  p.offsets = rows.offsets;
-  p.rows = count;
-  p.heads = config_.heads;
-  p.width = width();
-  p.scale = scale();
-  Scratch<float> memory(table_.decode->scratch(width()));
-  for (std::int64_t row = 0; row < count; ++row) {
-    for (std::int64_t head = 0; head < config_.heads; ++head) {
-      table_.decode->decode(p, row, head, memory.data(), {mixed.data(), dim, width()});
-    }
-  }
-  finish_block(blocks_.back(), final_norm_, mixed.data(), count, x.data(), out);
+  DecodeProblem past{};
+  past.keys = past.values = {normed.data(), dim, 0};
+  past.offsets = rows.offsets;
+  finish(last_normed, past, count, last_x, out);
 }
 
-void SasrecEncoder::attend_pages(const UserState* users, std::int64_t count, std::int64_t layer,
-                                 const float* queries, std::int64_t stride, std::int64_t more,
-                                 float* out) const {
-  Scratch<const float* const*> pages(count);
-  Scratch<std::int64_t> lengths(count);
+DecodeProblem SasrecEncoder::pages(const UserState* users, std::int64_t count, std::int64_t layer,
+                                   std::int64_t more, const float* const** rows,
+                                   std::int64_t* lengths) const {
   for (std::int64_t i = 0; i < count; ++i) {
-    pages[i] = users[i].pages;
+    rows[i] = users[i].pages;
     lengths[i] = users[i].length + more;
   }
-  const std::int64_t dim = config_.dim, begin = layer * kPageTokens * 2 * dim;
+  const bool last = layer + 1 == config_.layers;
   DecodeProblem p{};
-  p.q = {queries, stride, width()};
-  p.keys = {nullptr, 2 * dim, width()};
-  p.values = {nullptr, 2 * dim, width()};
-  p.lengths = lengths.data();
+  p.keys = p.values = {nullptr, kept(layer), last ? 0 : width()};
+  p.lengths = lengths;
   p.rows = count;
   p.heads = config_.heads;
   p.width = width();
   p.scale = scale();
-  p.pages = {pages.data(), kPageTokens, begin, begin + dim};
-  Scratch<float> memory(table_.decode->scratch(width()));
-  for (std::int64_t row = 0; row < count; ++row) {
-    for (std::int64_t head = 0; head < config_.heads; ++head) {
-      table_.decode->decode(p, row, head, memory.data(), {out, dim, width()});
-    }
-  }
+  p.pages = {rows, kPageTokens, part(layer), part(layer) + (last ? 0 : config_.dim)};
+  return p;
 }
 
 void SasrecEncoder::step(const UserState* users, const std::int32_t* items,
@@ -233,13 +240,12 @@ void SasrecEncoder::step(const UserState* users, const std::int32_t* items,
   const std::int64_t dim = config_.dim, wide = 3 * dim;
   Scratch<float> x(count * dim), normed(count * dim), qkv(count * wide), mixed(count * dim);
   Scratch<float> scratch(table_.linear->scratch);
-  {
-    Scratch<std::int64_t> positions(count);
-    for (std::int64_t i = 0; i < count; ++i) positions[i] = users[i].length;
-    embed_items(items, positions.data(), count, x.data());
-  }
-  normalise(blocks_[0].attention_norm, nullptr, x.data(), count, normed.data());
-  const std::int64_t inside = config_.layers - 1;
+  Scratch<const float* const*> rows(count);
+  Scratch<std::int64_t> numbers(count);
+  for (std::int64_t i = 0; i < count; ++i) numbers[i] = users[i].length;
+  embed_items(items, numbers.data(), count, x.data());
+  normalise(norm_after(-1), nullptr, x.data(), count, normed.data());
+  const auto inside = static_cast<std::int64_t>(blocks_.size());
   for (std::int64_t layer = 0; layer < inside; ++layer) {
     const Block& block = blocks_[static_cast<std::size_t>(layer)];
     multiply(block.qkv, normed.data(), dim, count, Activation::kNone, qkv.data(), wide,
@@ -247,14 +253,13 @@ void SasrecEncoder::step(const UserState* users, const std::int32_t* items,
     for (std::int64_t i = 0; i < count; ++i) {
       store(users[i], layer, users[i].length, qkv.data() + i * wide + dim, wide, 1);
     }
-    attend_pages(users, count, layer, qkv.data(), wide, 1, mixed.data());
-    finish_block(block, blocks_[static_cast<std::size_t>(layer + 1)].attention_norm, mixed.data(),
-                 count, x.data(), normed.data());
+    DecodeProblem past = pages(users, count, layer, 1, rows.data(), numbers.data());
+    past.q = {qkv.data(), wide, width()};
+    decode(past, count, mixed.data());
+    finish_block(block.tail, norm_after(layer), mixed.data(), count, x.data(), normed.data());
   }
-  multiply(blocks_.back().qkv, normed.data(), dim, count, Activation::kNone, qkv.data(), 2 * dim,
-           scratch.data());
   for (std::int64_t i = 0; i < count; ++i) {
-    store(users[i], inside, users[i].length, qkv.data() + i * 2 * dim, 2 * dim, 1);
+    store(users[i], inside, users[i].length, normed.data() + i * dim, dim, 1);
     std::copy_n(x.data() + i * dim, dim, users[i].fixed);
   }
 }
@@ -279,9 +284,8 @@ void SasrecEncoder::advance(const UserState* users, const JaggedView<std::int32_
     }
     if (count == 0 || (offsets[count] < group_tokens() && row + 1 < events.rows)) continue;
     const std::int64_t tokens = offsets[count];
-    Scratch<float> x(tokens * dim), normed(tokens * dim), kv(tokens * 2 * dim);
-    prefill({values.data(), offsets.data(), count}, chosen.data(), x.data(), normed.data(),
-            kv.data());
+    Scratch<float> x(tokens * dim), normed(tokens * dim);
+    prefill({values.data(), offsets.data(), count}, chosen.data(), x.data(), normed.data());
     for (std::int64_t i = 0; i < count; ++i) {
       std::copy_n(x.data() + (offsets[i + 1] - 1) * dim, dim, chosen[i].fixed);
     }
@@ -308,22 +312,21 @@ void SasrecEncoder::advance(const UserState* users, const JaggedView<std::int32_
 }
 
 void SasrecEncoder::embed_group(const UserState* users, std::int64_t count, float* out) const {
-  const std::int64_t dim = config_.dim;
+  const std::int64_t dim = config_.dim, last = config_.layers - 1;
   for (std::int64_t begin = 0; begin < count; begin += kStepRows) {
     const std::int64_t rows = std::min(kStepRows, count - begin);
     const UserState* here = users + begin;
-    Scratch<float> x(rows * dim), normed(rows * dim), queries(rows * dim), mixed(rows * dim);
+    Scratch<float> x(rows * dim), normed(rows * dim);
+    Scratch<const float* const*> places(rows);
+    Scratch<std::int64_t> lengths(rows);
     for (std::int64_t i = 0; i < rows; ++i) {
+      const std::int64_t at = here[i].length - 1;
+      const float* page = here[i].pages[at / kPageTokens] + part(last);
       std::copy_n(here[i].fixed, dim, x.data() + i * dim);
+      std::copy_n(page + at % kPageTokens * dim, dim, normed.data() + i * dim);
     }
-    normalise(blocks_.back().attention_norm, nullptr, x.data(), rows, normed.data());
-    {
-      Scratch<float> scratch(table_.linear->scratch);
-      multiply(blocks_.back().query, normed.data(), dim, rows, Activation::kNone, queries.data(),
-               dim, scratch.data());
-    }
-    attend_pages(here, rows, config_.layers - 1, queries.data(), dim, 0, mixed.data());
-    finish_block(blocks_.back(), final_norm_, mixed.data(), rows, x.data(), out + begin * dim);
+    finish(normed.data(), pages(here, rows, last, 0, places.data(), lengths.data()), rows, x.data(),
+           out + begin * dim);
   }
 }
 
