@@ -166,7 +166,6 @@ void SessionStore::take_from(SessionStore& old, const std::int32_t* table) {
   std::vector<std::int32_t> items;
   Lock old_lock(old.mutex_);
   old.check_alive();
-  const Lock lock(mutex_);
   clock_.store(old.clock_.load());
   items.reserve(static_cast<std::size_t>(old.kept_));
   old.replaced_ = true;  // from here on its calls wait for this one, and then fail
@@ -180,12 +179,14 @@ void SessionStore::take_from(SessionStore& old, const std::int32_t* table) {
         if (table[item] >= 0) items[count++] = table[item];
       }
       const auto left = static_cast<std::int64_t>(count);
+      const Lock lock(mutex_);  // never while it waits for the other
       restore({s.key.view(), s.events, s.used, left, items.data(), left, nullptr});
     });
   } catch (...) {
     old.replaced_ = false;
     throw;
   }
+  const Lock lock(mutex_);
   hits_ = old.hits_;
   misses_ = old.misses_;
   observes_ = old.observes_;

@@ -34,6 +34,7 @@ THREADED = [
     "recurrent_backward_threads",
     "attention_threads",
     "decode_threads",
+    "sessions_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
 
