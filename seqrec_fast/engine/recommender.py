@@ -311,9 +311,7 @@ class Recommender:
         """
         from seqrec_fast.engine.sessions import Sessions
 
-        return Sessions.load(
-            self, path, capacity, ttl, memory=memory, hop=hop, remember=remember
-        )
+        return Sessions.load(self, path, capacity, ttl, memory=memory, hop=hop, remember=remember)
 
     # ---------------------------------------------------------------- another model
 

@@ -252,7 +252,14 @@ class Sessions:
         every = np.zeros(1, dtype=np.int64)
         nothing = np.zeros((1, 1), dtype=np.float32)
         best, order = select(
-            model.popular, nothing, count, None, _NO_FILTER, _NO_FILTER, every, self._threads or None
+            model.popular,
+            nothing,
+            count,
+            None,
+            _NO_FILTER,
+            _NO_FILTER,
+            every,
+            self._threads or None,
         )
         return Recommendation(model, order[0], best[0], fallback="popularity")
 
