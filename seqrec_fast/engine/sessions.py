@@ -9,7 +9,6 @@ recommender when another model takes its place, and writes snapshots.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import threading
 import time
@@ -25,6 +24,7 @@ from seqrec_fast import _C
 from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.engine.requests import Filter, is_list, parse_filter, whole_number
 from seqrec_fast.engine.selection import select
+from seqrec_fast.engine.session_arguments import item_index, nanoseconds, remembered, user_keys
 from seqrec_fast.engine.snapshots import open_snapshot, write_snapshot
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SessionStats", "Sessions"]
 
-_MOST_SECONDS = 10**9  # of a ttl: thirty years
 _NO_FILTER = Filter(None, None, [()])
 
 
@@ -103,14 +102,10 @@ class Sessions:
         """See :meth:`Recommender.sessions`."""
         self._recommender = recommender
         self._capacity = whole_number("capacity", capacity)
-        self._ttl = _seconds(ttl)
+        self._ttl = nanoseconds(ttl)
         self._memory = 0 if memory is None else whole_number("memory", memory)
         self._hop = whole_number("hop", hop)
-        if isinstance(remember, bool) or not isinstance(remember, (int, np.integer)):
-            raise InputError(f"remember: must be a whole number of at least 0, found {remember!r}")
-        if not 0 <= remember <= 1_000_000:
-            raise InputError(f"remember: must be 0 to 1000000, found {remember}")
-        self._remember = int(remember)
+        self._remember = remembered(remember)
         self._threads = recommender._threads or 0
         self._unknown_items = 0
         self._swapping = threading.Lock()
@@ -143,7 +138,7 @@ class Sessions:
         if type(item) is str or type(item) is int:
             index = bound.lookup.get(item, -1)
         if index < 0:
-            index = _index_of(bound.model, item)
+            index = item_index(bound.model, item)
         try:
             if index < 0:
                 bound.store.contains(user)  # an impossible user is an error all the same
@@ -172,7 +167,7 @@ class Sessions:
                 was taken in.
             MemoryError: no memory; each user has had some of their events, in order.
         """
-        keys = _users(users)
+        keys = user_keys(users)
         if not is_list(items):
             raise InputError("items: give a list of ids, one an event")
         raw = items if isinstance(items, (list, np.ndarray)) else list(items)
@@ -283,7 +278,7 @@ class Sessions:
         Raises:
             InputError: arguments of another form.
         """
-        keys = _users(users)
+        keys = user_keys(users)
         bound, (queries, known, seen, offsets) = self._embed(keys, bool(exclude_seen))
         model = bound.model
         count = min(whole_number("k", k), len(model.items))
@@ -324,8 +319,9 @@ class Sessions:
         Raises:
             InputError: no list, or an impossible user.
         """
-        _, (found, *_) = self._embed(_users(users), False)
-        return found[:, None, :]
+        _, (found, *_) = self._embed(user_keys(users), False)
+        vectors: NDArray[np.float32] = found
+        return vectors[:, None, :]
 
     # ---------------------------------------------------------------- what is kept
 
@@ -459,37 +455,5 @@ class Sessions:
                 raise InputError(str(error)) from None
 
 
-def _users(users: Any) -> NDArray[np.int64] | list[Any]:
-    """Users of a request: int64 array where they are one, else a list."""
-    if isinstance(users, (dict, set, frozenset)) or not is_list(users):
-        raise InputError("users: give a list of users, in the order of their events")
-    if isinstance(users, np.ndarray):
-        if users.ndim != 1:
-            raise InputError(f"users: must be one row, found shape {users.shape}")
-        if users.dtype.kind == "i":
-            return np.ascontiguousarray(users, dtype=np.int64)
-    found: list[Any] = users.tolist() if hasattr(users, "tolist") else list(users)
-    return found
-
-
-def _index_of(model: ServedModel, item: Any) -> int:
-    """Index of an item whose id is not plain, such as a numpy integer; -1: unknown."""
-    if is_list(item):
-        raise InputError("item: found a list; give one id, and observe_many for many events")
-    return int(model.items.encode([item])[0])
-
-
 def _identity(model: ServedModel) -> bytes:
     return hashlib.sha256(model.version.encode()).digest()
-
-
-def _seconds(ttl: float | None) -> int:
-    """Nanoseconds of a time to live; 0: for ever."""
-    if ttl is None:
-        return 0
-    if isinstance(ttl, (bool, np.bool_)) or not isinstance(ttl, (int, float, np.number)):
-        raise InputError(f"ttl: must be a number of seconds above 0, found {ttl!r}")
-    seconds = float(ttl)
-    if not (math.isfinite(seconds) and 0 < seconds <= _MOST_SECONDS):
-        raise InputError(f"ttl: must be above 0 and at most {_MOST_SECONDS} seconds, found {ttl!r}")
-    return max(1, round(seconds * 1e9))

@@ -24,7 +24,7 @@ MODELS = ["gru", "lstm", "sasrec"]
 
 
 def filled(rec: Recommender, users: int = 300) -> Sessions:
-    sessions = rec.sessions(1000, ttl=100)
+    sessions = rec.sessions(users, ttl=100)
     random = np.random.default_rng(0)
     names: list[Any] = [n if n % 3 else f"user {n}" * (1 + n % 5) for n in range(users)]
     for _ in range(6):
