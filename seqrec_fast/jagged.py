@@ -139,7 +139,7 @@ class JaggedBatch(Generic[A]):
     # ---------------------------------------------------------------- rows
 
     def with_values(self, values: Any) -> JaggedBatch[Any]:
-        """The same rows with other values: one for each value here, of any type and width.
+        """The same rows with other values; may be traced by ``torch.compile``.
 
         Args:
             values: ``[tokens, ...]``.
@@ -152,7 +152,7 @@ class JaggedBatch(Generic[A]):
                 f"values: expected {self.tokens}, one for each value of the batch, found "
                 f"{values.shape[0]}"
             )
-        # the offsets have been checked when this batch was made
+        # the offsets were checked when this batch was made, and cannot be looked at in a trace
         made: JaggedBatch[Any] = object.__new__(JaggedBatch)
         object.__setattr__(made, "values", values)
         object.__setattr__(made, "offsets", self.offsets)
@@ -192,21 +192,6 @@ class JaggedBatch(Generic[A]):
             raise InputError(f"count: must not be negative, found {count}")
         skipped = np.minimum(np.diff(offsets), count)
         return self._gather(values, offsets[:-1] + skipped, np.diff(offsets) - skipped)
-
-    def with_values(self, values: A) -> JaggedBatch[A]:
-        """The same rows of other values, one for each of these; may be traced by torch.compile.
-
-        Args:
-            values: ``[tokens, ...]``.
-        """
-        shape: Any = values
-        if shape.shape[0] != self.tokens:
-            raise InputError(f"values: expected {self.tokens} of them, found {shape.shape[0]}")
-        # the offsets were checked when this batch was made, and cannot be looked at in a trace
-        made: JaggedBatch[A] = object.__new__(JaggedBatch)
-        object.__setattr__(made, "values", values)
-        object.__setattr__(made, "offsets", self.offsets)
-        return made
 
     # ---------------------------------------------------------------- conversion
 

@@ -66,6 +66,7 @@ void bind_linear(py::module_& m);
 void bind_peak(py::module_& m);
 void bind_recurrent(py::module_& m);
 void bind_recurrent_backward(py::module_& m);
+void bind_sessions(py::module_& m);
 void bind_topk(py::module_& m);
 
 }  // namespace seqrec

@@ -78,5 +78,6 @@ PYBIND11_MODULE(_C, m) {
   seqrec::bind_peak(m);
   seqrec::bind_recurrent(m);
   seqrec::bind_recurrent_backward(m);
+  seqrec::bind_sessions(m);
   seqrec::bind_topk(m);
 }

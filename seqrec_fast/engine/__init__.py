@@ -4,5 +4,6 @@
 from __future__ import annotations
 
 from seqrec_fast.engine.recommender import Recommendation, Recommender
+from seqrec_fast.engine.sessions import Sessions, SessionStats
 
-__all__ = ["Recommendation", "Recommender"]
+__all__ = ["Recommendation", "Recommender", "SessionStats", "Sessions"]

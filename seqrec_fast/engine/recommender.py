@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ from seqrec_fast.engine.selection import best, common_mask, select
 from seqrec_fast.engine.served import ServedModel
 from seqrec_fast.errors import BundleError, InputError
 from seqrec_fast.jagged import JaggedBatch
+
+if TYPE_CHECKING:
+    from seqrec_fast.engine.sessions import Sessions
 
 __all__ = ["Recommendation", "Recommender"]
 
@@ -312,6 +315,67 @@ class Recommender:
         if scorer.bias is not None:
             found[there] += scorer.bias[wanted[there]]
         return found
+
+    # ---------------------------------------------------------------- live users
+
+    def sessions(
+        self,
+        capacity: int,
+        ttl: float | None = None,
+        *,
+        memory: int | None = None,
+        hop: int = 1,
+        remember: int = 50,
+    ) -> Sessions:
+        """Keeps the states of live users, so that an event costs one step of the model.
+
+        Args:
+            capacity: users at most; who was used longest ago makes room for a new one.
+            ttl: seconds from the last event or request until a user is dropped; ``None``: never.
+            memory: bytes at most for everything that is kept; ``None``: no bound but ``capacity``.
+            hop: attention models: events by which a full window moves on at a time. With 1 the
+                answers are those of :meth:`recommend` for the whole history. See the guide.
+            remember: last items kept of each user, 4 bytes each: what ``exclude_seen`` leaves out,
+                and what states are computed from after :meth:`swap`. Attention models keep at least
+                their window.
+
+        Raises:
+            InputError: an impossible argument, or a ``memory`` that cannot hold one user.
+        """
+        from seqrec_fast.engine.sessions import Sessions
+
+        return Sessions(self, capacity, ttl, memory=memory, hop=hop, remember=remember)
+
+    def load_sessions(
+        self,
+        path: str | os.PathLike[str],
+        capacity: int,
+        ttl: float | None = None,
+        *,
+        memory: int | None = None,
+        hop: int = 1,
+        remember: int = 50,
+    ) -> Sessions:
+        """Sessions from a snapshot that :meth:`Sessions.save` wrote with the same model.
+
+        The time since then counts against ``ttl``. Where there is no room for all, those used last
+        are kept.
+
+        Args:
+            path: the file.
+            capacity: as in :meth:`sessions`, and so are all others.
+            ttl: as there.
+            memory: as there.
+            hop: as there.
+            remember: as there.
+
+        Raises:
+            InputError: a file that is missing, damaged, cut off, of another model or of a newer
+                version.
+        """
+        from seqrec_fast.engine.sessions import Sessions
+
+        return Sessions.load(self, path, capacity, ttl, memory=memory, hop=hop, remember=remember)
 
     # ---------------------------------------------------------------- another model
 

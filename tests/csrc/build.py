@@ -31,7 +31,7 @@ def units() -> list[tuple[Path, str, list[str]]]:
     csrc, tests = ROOT / "csrc", ROOT / "tests" / "csrc"
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     plain = [csrc / "isa" / "dispatch.cpp"]
-    for folder in (csrc / "base", csrc / "ops", tests):
+    for folder in (csrc / "base", csrc / "ops", csrc / "engine", tests):
         plain += sorted(folder.glob("*.cpp"))
     found: list[tuple[Path, str, list[str]]] = [(path, "", []) for path in plain]
     # "wide" is the logic of the widest unit at what the machine can run

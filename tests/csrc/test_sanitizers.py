@@ -35,6 +35,7 @@ THREADED = [
     "recurrent_backward_threads",
     "attention_threads",
     "decode_threads",
+    "sessions_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
 

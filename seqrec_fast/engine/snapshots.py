@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that appear whole or not at all, and that are opened without being trusted."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from seqrec_fast.errors import InputError
+
+__all__ = ["open_snapshot", "write_snapshot"]
+
+
+def write_snapshot(path: Path, fill: Callable[[int], None]) -> None:
+    """Writes a file through a temporary one beside it, and brings it to the disk before the rename.
+
+    Args:
+        path: the file; a symbolic link is followed.
+        fill: writes to the file descriptor that it is given.
+
+    Raises:
+        InputError: the system refused. What was there stays, nothing new is left behind.
+    """
+    target = Path(os.path.realpath(path))
+    scratch = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
+    try:
+        with open(scratch, "xb", buffering=0) as stream:
+            fill(stream.fileno())
+            os.fsync(stream.fileno())
+        os.rename(scratch, target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException as error:
+        scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = (error.strerror or type(error).__name__).lower()
+            raise InputError(
+                f"{path}: the snapshot can't be written ({reason}); give a place with room, where "
+                f"you may write"
+            ) from error
+        raise
+
+
+def open_snapshot(path: Path) -> IO[bytes]:
+    """Opens a plain file for reading.
+
+    Raises:
+        InputError: it is missing, can't be read, or is no plain file.
+    """
+    try:
+        # without waiting for the other end of a pipe
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise InputError(
+            f"{path}: the snapshot can't be read ({reason}); give the file that save wrote"
+        ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path}: not a plain file; give the file that save wrote")
+    return os.fdopen(descriptor, "rb", buffering=0)
