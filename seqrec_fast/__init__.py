@@ -20,7 +20,18 @@ from seqrec_fast.errors import (
 from seqrec_fast.jagged import JaggedBatch
 
 if TYPE_CHECKING:
-    from seqrec_fast import bundle, data, engine, evaluation, models, nn, ops, retrieval, training
+    from seqrec_fast import (
+        bundle,
+        data,
+        engine,
+        evaluation,
+        models,
+        nn,
+        ops,
+        retrieval,
+        serving,
+        training,
+    )
     from seqrec_fast.engine import Recommendation, Recommender
     from seqrec_fast.native import (
         build_info,
@@ -39,6 +50,7 @@ _MODULES = (
     "nn",
     "ops",
     "retrieval",
+    "serving",
     "training",
 )
 _NAMES = {
@@ -69,6 +81,7 @@ __all__ = [
     "nn",
     "ops",
     "retrieval",
+    "serving",
     "set_num_threads",
     "training",
 ]

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from argparse import ArgumentParser, Namespace
 
-from seqrec_fast.cli.console import check_threads, number, say, whole_number
+from seqrec_fast.cli.console import check_threads, number, print_json, say, whole_number
 from seqrec_fast.errors import InputError, MissingExtraError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -110,6 +112,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="S",
         help="from SIGTERM to the end of listening (default: 2)",
     )
+    parser.add_argument("--json", action="store_true", help="tell the address as one JSON object")
     parser.add_argument(
         "--log-level", choices=_LEVELS, default="warning", help="(default: warning)"
     )
@@ -163,12 +166,20 @@ def run(args: Namespace) -> int:
         deadline=None if args.deadline_ms is None else args.deadline_ms / 1e3,
         reload=args.allow_reload,
     )
+
+    def started(address: str) -> None:
+        if args.json:
+            print_json({"url": address, "bundle": args.bundle, "pid": os.getpid()})
+            sys.stdout.flush()
+        else:
+            say(f"serving {args.bundle} at {address}")
+
     serve(
         app,
         host=args.host,
         port=args.port,
         grace=args.grace,
         log_level=args.log_level,
-        started=lambda address: say(f"serving {args.bundle} at {address}"),
+        started=started,
     )
     return 0
