@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import sys
 from argparse import ArgumentParser, Namespace
 
-from seqrec_fast.cli.console import check_threads, number, print_json, say, whole_number
+from seqrec_fast.cli.console import check_threads, number, say, whole_number
 from seqrec_fast.errors import InputError, MissingExtraError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -168,9 +168,8 @@ def run(args: Namespace) -> int:
     )
 
     def started(address: str) -> None:
-        if args.json:
-            print_json({"url": address, "bundle": args.bundle, "pid": os.getpid()})
-            sys.stdout.flush()
+        if args.json:  # in one line, so that a reader knows when it is complete
+            say(json.dumps({"url": address, "bundle": args.bundle, "pid": os.getpid()}))
         else:
             say(f"serving {args.bundle} at {address}")
 
