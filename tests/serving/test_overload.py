@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -235,3 +236,38 @@ def test_impossible_options_are_refused() -> None:
         create_app(Slow(), deadline=0.0)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^sessions: "):
         create_app(object(), sessions=5)  # type: ignore[arg-type]
+
+
+def test_a_middleware_of_the_caller_stands_before_the_traffic() -> None:
+    from starlette.responses import PlainTextResponse
+
+    from seqrec_fast.serving import create_app
+
+    slow = Slow()
+    slow.open.set()
+    app = create_app(slow)  # type: ignore[arg-type]
+
+    def guard(inner: Any) -> Any:
+        async def guarded(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http" and (b"authorization", b"me") not in scope["headers"]:
+                await PlainTextResponse("who?", 401)(scope, receive, send)
+            else:
+                await inner(scope, receive, send)
+
+        return guarded
+
+    async def ask(**headers: str) -> int:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            answer = await client.post("/recommend", json={"history": ["a"]}, headers=headers)
+            return int(answer.status_code)
+
+    async def main() -> None:
+        assert await ask() == 200
+        app.add_middleware(guard)
+        app.middleware_stack = None
+        assert await ask() == 401
+        assert await ask(authorization="me") == 200
+        await app.state.service.stop()
+
+    asyncio.run(main())
