@@ -23,16 +23,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.request import urlopen
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine
 from seqrec_fast import bundle as bundles
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.data.vocabulary import Vocabulary
-from seqrec_fast.engine import Recommendation, Recommender
+from seqrec_fast.engine import Recommender
 from seqrec_fast.engine.encoders import tensor_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +66,16 @@ def make_bundle(model: str, items: int, events: int) -> Bundle:
     )
 
 
+class Found(NamedTuple):
+    """A recommendation's fields."""
+
+    items: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    unknown: tuple[Any, ...] = ()
+    fallback: str | None = None
+    unknown_filters: tuple[Any, ...] = ()
+
+
 class Rival:
     """A recommender's interface over ONNX Runtime and faiss, for known ids and without filters."""
 
@@ -85,16 +96,14 @@ class Rival:
 
     def recommend(
         self, histories: Any, k: int, exclude_seen: bool, allow: Any, deny: Any
-    ) -> list[Recommendation]:
+    ) -> list[Found]:
         assert allow is None
         assert deny is None
         flat = self._items.encode(np.concatenate([np.array(h, np.int64) for h in histories]))
         rows = np.split(flat, np.cumsum([len(h) for h in histories])[:-1])
         scores, ids = self._stack(rows, k, exclude_seen=exclude_seen)
         names = self._items.decode(ids.reshape(-1)).reshape(ids.shape)
-        return [
-            Recommendation(names[row], scores[row], (), None, ()) for row in range(len(histories))
-        ]
+        return [Found(*row) for row in zip(names, scores, strict=True)]
 
 
 def serve_rival(path: str, port: int, workers: int, max_batch: int) -> None:

@@ -426,8 +426,7 @@ class AsyncRecommender:
         while (batch := self._handed.get()) is not None:
             begin = perf_counter()
             calls = 0
-            # One version for the whole batch, whatever is swapped meanwhile.
-            recommender = self.recommender
+            recommender = self.recommender  # read once: it may be replaced meanwhile
             for group in _groups(batch):
                 calls += _answer(recommender, group)
             try:
@@ -454,7 +453,7 @@ def _answer(recommender: Recommender, group: list[_Request]) -> int:
         if first.call is not None:
             first.result = first.call()
             return 1
-        results, version = _recommend(recommender, group)
+        results = _recommend(recommender, group)
     except Exception as error:
         if len(group) == 1:
             first.error = error
@@ -462,6 +461,7 @@ def _answer(recommender: Recommender, group: list[_Request]) -> int:
         # One request's mistake is not the others': each is asked on its own.
         return 1 + sum(_answer(recommender, [request]) for request in group)
     seconds = perf_counter() - begin
+    version = version_of(results[0] if results else None, recommender)
     at = 0
     for request in group:
         end = at + len(request.histories)
@@ -471,11 +471,14 @@ def _answer(recommender: Recommender, group: list[_Request]) -> int:
     return 1
 
 
-def _recommend(
-    recommender: Recommender, group: list[_Request]
-) -> tuple[list[Recommendation], str | None]:
+def version_of(found: Recommendation | None, recommender: Recommender) -> str | None:
+    """Version of the bundle that answered: as the answer tells, else of what is served now."""
+    version: str | None = getattr(found, "version", None)
+    return getattr(recommender, "version", None) if version is None else version
+
+
+def _recommend(recommender: Recommender, group: list[_Request]) -> list[Recommendation]:
     k, exclude_seen, filtered = group[0].key
-    version = getattr(recommender, "version", None)
     if len(group) == 1:
         first = group[0]
         histories, allow, deny = first.histories, first.allow, first.deny
@@ -487,5 +490,4 @@ def _recommend(
             deny = [request.deny for request in group for _ in request.histories]
             allow = None if all(one is None for one in allow) else allow
             deny = None if all(one is None for one in deny) else deny
-    found = recommender.recommend(histories, k, exclude_seen, allow, deny)
-    return found, version
+    return recommender.recommend(histories, k, exclude_seen, allow, deny)

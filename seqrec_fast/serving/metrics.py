@@ -31,6 +31,10 @@ _COUNTED = {
 }
 
 
+#: of the statistics of live users what goes up and down; the others only grow
+_HELD = ("users", "bytes", "pages")
+
+
 class _Live(Collector):
     """Numbers that are kept elsewhere and read when somebody asks."""
 
@@ -54,8 +58,8 @@ class _Live(Collector):
         facts.add_metric([str(now["info"].get(name, "")) for name in _INFO], 1)
         yield facts
         for name, value in now.get("sessions", {}).items():
-            if isinstance(value, (int, float)):
-                yield GaugeMetricFamily(f"seqrec_sessions_{name}", f"sessions: {name}", value)
+            kind = GaugeMetricFamily if name in _HELD else CounterMetricFamily
+            yield kind(f"seqrec_sessions_{name}", f"live users: {name}", value=value)
 
 
 _INFO = ("library", "model", "version", "items")

@@ -107,7 +107,13 @@ def paths(limits: Limits, *, sessions: bool, reload: bool) -> dict[str, Any]:
             "/users/{user}/events": {
                 "post": _operation(
                     "Advance a user's state by events",
-                    _object({"events": whole}, ["events"]),
+                    _object(
+                        {
+                            "events": {**whole, "description": "in the request"},
+                            "known": {**whole, "description": "of items that the model knows"},
+                        },
+                        ["events", "known"],
+                    ),
                     body="Events",
                     parameters=[user],
                 )

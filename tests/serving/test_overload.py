@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqrec_fast.engine import Recommendation
 from seqrec_fast.errors import InputError
 from seqrec_fast.serving import Limits
+from tests.serving.conftest import Found
 
 httpx = pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
 
 
-def made(items: list[str]) -> Recommendation:
+def made(items: list[str]) -> Found:
     ids = np.array(items, dtype=object)
-    return Recommendation(ids, np.zeros(len(ids), np.float32), (), None, (None,) * len(ids))
+    return Found(ids, np.zeros(len(ids), np.float32), (), None, (None,) * len(ids))
 
 
 class Slow:
@@ -45,7 +45,7 @@ class Slow:
 
     def recommend(
         self, histories: Any, k: int, exclude_seen: bool, allow: Any, deny: Any
-    ) -> list[Recommendation]:
+    ) -> list[Found]:
         self.calls += 1
         if histories[0] == ["bug"]:
             raise RuntimeError("a secret of the server")
@@ -62,18 +62,20 @@ class Sessions:
         self.options = capacity, ttl
         self.users: dict[str, list[Any]] = {}
 
-    def observe(self, user: str, item: Any) -> None:
+    def observe(self, user: str, item: Any) -> bool:
+        if item == "unknown":
+            return False
         self.users.setdefault(user, []).append(item)
+        return True
 
-    def observe_many(self, users: list[str], items: list[Any]) -> None:
-        for user, item in zip(users, items, strict=True):
-            self.observe(user, item)
+    def observe_many(self, users: list[str], items: list[Any]) -> int:
+        return sum(self.observe(*one) for one in zip(users, items, strict=True))
 
-    def recommend(self, user: str, k: int = 10, *, exclude_seen: bool = True) -> Recommendation:
+    def recommend(self, user: str, k: int = 10, *, exclude_seen: bool = True) -> Found:
         return made([*map(str, self.users.get(user, [])), str(exclude_seen)][:k])
 
-    def forget(self, user: str) -> None:
-        self.users.pop(user, None)
+    def forget(self, user: str) -> bool:
+        return self.users.pop(user, None) is not None
 
     def stats(self) -> dict[str, int]:
         return {"users": len(self.users), "hits": 4}
@@ -192,8 +194,9 @@ def test_live_users() -> None:
         assert "engine;dur=" in answer.headers["server-timing"]
         text = client.get("/metrics").text
         assert "seqrec_sessions_users 1.0" in text
-        assert "seqrec_sessions_hits 4.0" in text
+        assert "seqrec_sessions_hits_total 4.0" in text
         assert client.delete("/users/ann%20b").json() == {"forgotten": True}
+        assert client.delete("/users/ann%20b").json() == {"forgotten": False}
         assert slow.made_sessions.users == {}
         for path, message in (
             ("?k=21", "k: found 21; give a whole number from 1 to 20"),
