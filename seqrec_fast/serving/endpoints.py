@@ -11,13 +11,8 @@ from urllib.parse import parse_qsl
 
 from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.errors import InputError
-from seqrec_fast.serving.batching import (
-    AsyncRecommender,
-    Closed,
-    DeadlineExceeded,
-    Overloaded,
-    version_of,
-)
+from seqrec_fast.serving.answers import Closed, DeadlineExceeded, Overloaded
+from seqrec_fast.serving.batching import AsyncRecommender
 from seqrec_fast.serving.bodies import (
     Refused,
     answer_object,
@@ -27,6 +22,7 @@ from seqrec_fast.serving.bodies import (
     parse_query,
     parse_similar,
 )
+from seqrec_fast.serving.calls import version_of
 from seqrec_fast.serving.service import Service
 
 __all__ = ["Endpoint", "Events", "Forget", "Recommend", "Reload", "Similar", "UserRecommend"]

@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from seqrec_fast import __version__
-from seqrec_fast.serving.batching import Counters
+from seqrec_fast.serving.answers import Counters
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 

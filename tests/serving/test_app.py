@@ -96,6 +96,32 @@ def test_integer_ids_come_back_as_integers(tmp_path: Path, serve: Callable[..., 
         assert answer["items"] == expected.items.tolist()
 
 
+@pytest.mark.skipif(not hasattr(Recommender, "sessions"), reason="the engine keeps no users yet")
+def test_live_users_get_what_their_history_gets(
+    folder: Path, serve: Callable[..., Server], recommender: Recommender
+) -> None:
+    url = serve(folder, "--sessions", 100, "--ttl", 60, "--grace", 0).url
+    rng = np.random.default_rng(2)
+    histories: dict[str, list[str]] = {f"user {n}": [] for n in range(5)}
+    with httpx.Client(base_url=url, timeout=10) as client:
+        for step in range(40):
+            user = f"user {rng.integers(5)}"
+            items = [f"i{n}" for n in rng.integers(0, 200, rng.integers(1, 3))]
+            body = {"item": items[0]} if len(items) == 1 else {"items": items}
+            told = client.post(f"/users/{user}/events", json=body).json()
+            assert told == {"events": len(items), "known": len(items)}
+            histories[user] += items
+            if step % 4 == 0:
+                answer = client.get(f"/users/{user}/recommendations", params={"k": 7}).json()
+                expected = recommender.recommend([histories[user]], k=7)[0]
+                np.testing.assert_allclose(answer["scores"], expected.scores, rtol=1e-4, atol=1e-4)
+                assert answer["items"] == expected.items.tolist()
+        assert _value(client.get("/metrics").text, "seqrec_sessions_users") == 5
+        assert client.delete("/users/user 0").json() == {"forgotten": True}
+        gone = client.get("/users/user 0/recommendations").json()
+        assert gone["fallback"] == "popularity"
+
+
 def test_concurrent_clients_get_their_own_answers(
     server: Server, client: Any, recommender: Recommender
 ) -> None:

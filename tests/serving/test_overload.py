@@ -183,10 +183,10 @@ def test_live_users() -> None:
     with served(slow, sessions=100, ttl=60.0, limits=Limits(k=20)) as client:
         assert slow.made_sessions.options == (100, 60.0)
         one = client.post("/users/ann%20b/events", json={"item": "i1"})
-        assert one.json() == {"events": 1}
-        assert client.post("/users/ann%20b/events", json={"items": ["i2", 3]}).json() == {
-            "events": 2
-        }
+        assert one.json() == {"events": 1, "known": 1}
+        items = ["i2", "unknown", 3]
+        two = client.post("/users/ann%20b/events", json={"items": items})
+        assert two.json() == {"events": 3, "known": 2}
         assert slow.made_sessions.users == {"ann b": ["i1", "i2", 3]}
         answer = client.get("/users/ann%20b/recommendations?k=4&exclude_seen=false")
         assert answer.json()["items"] == ["i1", "i2", "3", "False"]
