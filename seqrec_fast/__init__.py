@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         nn,
         ops,
         retrieval,
+        serving,
         training,
     )
     from seqrec_fast.engine import Recommendation, Recommender
@@ -51,6 +52,7 @@ _MODULES = (
     "nn",
     "ops",
     "retrieval",
+    "serving",
     "training",
 )
 _NAMES = {
@@ -82,6 +84,7 @@ __all__ = [
     "nn",
     "ops",
     "retrieval",
+    "serving",
     "set_num_threads",
     "training",
 ]
