@@ -57,8 +57,7 @@ def _launch(
             tensors[1].shape[1],  # type: ignore[union-attr]
             *[0 if t is None else t.data_ptr() for t in dense],
             *[0 if t is None else t.data_ptr() for t in made],
-            0,
-            packing,
+            packing=packing,
         )
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -83,7 +83,6 @@ def test_inference_sees_every_change_of_the_weights(mine: Any) -> None:
     torch.manual_seed(0)
     module, x = mine(5, 7, 2).eval(), torch.randn(4, 3, 5)
 
-
     def found() -> torch.Tensor:
         with torch.inference_mode():
             output: torch.Tensor = module(x)[0]
