@@ -213,6 +213,7 @@ def recurrent_forward(
     cells: int,
     hn: int,
     threads: int = 0,
+    *,
     packing: RecurrentPacking | None = None,
 ) -> None: ...
 def recurrent_backward(

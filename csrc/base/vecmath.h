@@ -155,10 +155,15 @@ SEQREC_INLINE Floats<W> gelu_inner(Floats<W> x) {
 }
 }  // namespace vecmath
 
-/// gelu by its approximation with tanh (ibid.).
+/// gelu by its approximation with tanh (ibid.), (x / 2) (1 + tanh u) = x / (1 + e^-2u).
 template <int W>
 SEQREC_INLINE Floats<W> gelu_tanh(Floats<W> x) {
-  return (x * 0.5f) * (1.0f + tanh<W>(vecmath::gelu_inner<W>(x)));
+  using namespace vecmath;
+  const Floats<W> exponent = gelu_inner<W>(x) * -2.0f;
+  // NaN passes: minimum and maximum return their second argument then
+  const Floats<W> bounded =
+      maximum<W>(broadcast<W>(kExpLow), minimum<W>(broadcast<W>(88.0f), exponent));
+  return x / (1.0f + exp_in_range<W>(bounded));
 }
 
 }  // namespace SEQREC_ISA

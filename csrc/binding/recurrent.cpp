@@ -65,7 +65,7 @@ void bind_recurrent(py::module_& m) {
         py::arg("tokens"), py::arg("rows"), py::arg("inputs"), py::arg("hidden"), py::arg("x"),
         py::arg("offsets"), py::arg("w_ih"), py::arg("w_hh"), py::arg("b_ih"), py::arg("b_hh"),
         py::arg("h0"), py::arg("c0"), py::arg("output"), py::arg("h_end"), py::arg("c_end"),
-        py::arg("gates"), py::arg("cells"), py::arg("hn"), py::arg("threads") = 0,
+        py::arg("gates"), py::arg("cells"), py::arg("hn"), py::arg("threads") = 0, py::kw_only(),
         py::arg("packing") = py::none());
 }
 

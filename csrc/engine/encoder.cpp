@@ -73,7 +73,8 @@ void Encoder::encode(const JaggedView<std::int32_t>& histories, float* out, int 
       std::copy_n(histories.values + groups.begin[row], length(row), values.data() + offsets[i]);
     }
     Scratch<float> embedded(count * dim_);
-    encode_group({values.data(), offsets.data(), count}, embedded.data());
+    encode_group({values.data(), offsets.data(), count}, embedded.data(),
+                 groups.count == 1 ? threads : 1);
     to_unit_length(embedded.data(), count);
     for (std::int64_t i = 0; i < count; ++i) {
       std::copy_n(embedded.data() + i * dim_, dim_, out + order[from + i] * dim_);

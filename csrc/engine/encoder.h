@@ -17,6 +17,10 @@ namespace seqrec {
 /// Tokens of a page of keys and values; whole vectors of every instruction set.
 inline constexpr std::int64_t kPageTokens = 16;
 
+/// Bytes that an encoder takes at most for products of the items with its first weights, which it
+/// would otherwise compute for every event anew.
+inline constexpr std::int64_t kMostFoldedBytes = std::int64_t{32} << 20;
+
 /// What is kept of a user's past. Pointers of the caller.
 struct UserState {
   float* fixed;         // [state_size]; contents are defined once length > 0
@@ -55,8 +59,9 @@ class Encoder {
   void embed(const UserState* users, std::int64_t count, float* out) const;
 
  protected:
-  /// Longest first, on the calling thread, out [rows, dim].
-  virtual void encode_group(const JaggedView<std::int32_t>& rows, float* out) const = 0;
+  /// Longest first, out [rows, dim]; on one thread, unless there are more threads than rows.
+  virtual void encode_group(const JaggedView<std::int32_t>& rows, float* out,
+                            int threads) const = 0;
   virtual void embed_group(const UserState* users, std::int64_t count, float* out) const = 0;
   /// Tokens and rows that one group holds at most (a single row may have more tokens).
   virtual std::int64_t group_tokens() const = 0;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/scratch.h"
+#include "ops/recurrent.h"
 
 namespace seqrec {
 namespace {
@@ -36,6 +37,13 @@ RecurrentEncoder::RecurrentEncoder(const RecurrentConfig& config, const Tensors&
     p.w_ih = p.w_hh = p.b_ih = p.b_hh = nullptr;  // only the packed ones are read from here on
     layers_.push_back({p, std::move(packed)});
   }
+  const Layer& first = layers_.front();
+  const std::int64_t size = table.recurrent->start_size(first.problem);
+  if (config.num_items * size * std::int64_t{sizeof(float)} <= kMostFoldedBytes) {
+    starts_ = AlignedBuffer<float>(static_cast<std::size_t>(config.num_items * size));
+    table.recurrent->project(first.problem, first.packed.data(), embedding_, config.num_items,
+                             starts_.data());
+  }
   projection_ = pack_linear(tensors.at("projection.weight", config.dim * hidden), hidden, 1,
                             config.dim, hidden, tensors.at("projection.bias", config.dim), table);
 }
@@ -51,14 +59,21 @@ double RecurrentEncoder::token_cost() const {
   return gates * width * (static_cast<double>(config_.dim) + (2 * layers - 1) * width);
 }
 
-void RecurrentEncoder::run(const JaggedView<std::int32_t>& rows, float* const* states,
-                           float* last) const {
+void RecurrentEncoder::run(const JaggedView<std::int32_t>& rows, float* const* states, float* last,
+                           int threads) const {
   const RecurrentKernels& kernels = *table_.recurrent;
   const std::int64_t tokens = rows.offsets[rows.rows], hidden = config_.hidden, dim = config_.dim;
   const bool lstm = config_.cell == RecurrentCell::kLstm;
-  Scratch<float> gathered(tokens * dim);
+  const bool folded = starts_.size() > 0;
+  Scratch<float> gathered(folded ? 0 : tokens * dim);
+  Scratch<const float*> starts(folded ? tokens : 0);
+  const std::int64_t size = kernels.start_size(layers_.front().problem);
   for (std::int64_t t = 0; t < tokens; ++t) {
-    std::copy_n(embedding_ + rows.values[t] * dim, dim, gathered.data() + t * dim);
+    if (folded) {
+      starts[t] = starts_.data() + rows.values[t] * size;
+    } else {
+      std::copy_n(embedding_ + rows.values[t] * dim, dim, gathered.data() + t * dim);
+    }
   }
   Scratch<std::int64_t> order(rows.rows);
   for (std::int64_t row = 0; row < rows.rows; ++row) order[row] = row;
@@ -75,6 +90,7 @@ void RecurrentEncoder::run(const JaggedView<std::int32_t>& rows, float* const* s
     p.tokens = tokens;
     p.rows = rows.rows;
     p.offsets = rows.offsets;
+    p.starts = l == 0 && folded ? starts.data() : nullptr;
     p.x = l == 0 ? gathered.data() : l % 2 == 1 ? even.data() : odd.data();
     p.output = l % 2 == 0 ? even.data() : odd.data();
     p.h_end = h_end;
@@ -87,8 +103,12 @@ void RecurrentEncoder::run(const JaggedView<std::int32_t>& rows, float* const* s
       p.h0 = h0;
       p.c0 = lstm ? c0 : nullptr;
     }
-    Scratch<float> scratch(kernels.scratch_size(p, rows.rows));
-    kernels.run(p, {order.data(), rows.rows, layer.packed.data(), scratch.data()});
+    if (threads > 1) {
+      recurrent_run(p, layer.packed.data(), threads, table_);
+    } else {
+      Scratch<float> scratch(kernels.scratch_size(p, rows.rows));
+      kernels.run(p, {order.data(), rows.rows, layer.packed.data(), scratch.data()});
+    }
     if (states != nullptr) {
       for (std::int64_t row = 0; row < rows.rows; ++row) {
         std::copy_n(h_end + row * hidden, hidden, states[row] + at);
@@ -99,9 +119,10 @@ void RecurrentEncoder::run(const JaggedView<std::int32_t>& rows, float* const* s
   if (last != nullptr) std::copy_n(h_end, rows.rows * hidden, last);
 }
 
-void RecurrentEncoder::encode_group(const JaggedView<std::int32_t>& rows, float* out) const {
+void RecurrentEncoder::encode_group(const JaggedView<std::int32_t>& rows, float* out,
+                                    int threads) const {
   Scratch<float> last(rows.rows * config_.hidden);
-  run(rows, nullptr, last.data());
+  run(rows, nullptr, last.data(), threads);
   Scratch<float> scratch(table_.linear->scratch);
   multiply(projection_, last.data(), config_.hidden, rows.rows, Activation::kNone, out, dim(),
            scratch.data());
@@ -134,7 +155,7 @@ void RecurrentEncoder::advance(const UserState* users,
       if (user.length == 0) std::fill_n(user.fixed, state_size(), 0.0f);
       std::copy_n(events.values + events.offsets[row], length(row), values.data() + offsets[i]);
     }
-    run({values.data(), offsets.data(), count}, states.data(), nullptr);
+    run({values.data(), offsets.data(), count}, states.data(), nullptr, 1);
   }
 }
 

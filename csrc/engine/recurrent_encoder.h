@@ -32,7 +32,7 @@ class RecurrentEncoder final : public Encoder {
   void advance(const UserState* users, const JaggedView<std::int32_t>& events) const override;
 
  protected:
-  void encode_group(const JaggedView<std::int32_t>& rows, float* out) const override;
+  void encode_group(const JaggedView<std::int32_t>& rows, float* out, int threads) const override;
   void embed_group(const UserState* users, std::int64_t count, float* out) const override;
   std::int64_t group_tokens() const override { return 8192; }
   std::int64_t group_rows() const override { return 128; }
@@ -48,10 +48,12 @@ class RecurrentEncoder final : public Encoder {
 
   /// Runs all layers over rows that come longest first, from `states` (null: from zeros), which
   /// are updated; the last hidden state of every row goes to `last` [rows, hidden], or null.
-  void run(const JaggedView<std::int32_t>& rows, float* const* states, float* last) const;
+  void run(const JaggedView<std::int32_t>& rows, float* const* states, float* last,
+           int threads) const;
 
   RecurrentConfig config_;
   const float* embedding_;
+  AlignedBuffer<float> starts_;  // of every item in the first layer; empty where it would be large
   std::vector<Layer> layers_;
   PackedLinear projection_;
 };

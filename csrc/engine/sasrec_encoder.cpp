@@ -21,8 +21,11 @@ SasrecEncoder::SasrecEncoder(const SasrecConfig& config, const Tensors& tensors,
     : Encoder(config.num_items, config.dim, config.max_length, config.unit, table),
       config_(config) {
   const std::int64_t dim = config.dim, inner = config.inner;
-  items_ = tensors.at("item_embedding.weight", config.num_items * dim);
-  positions_ = tensors.at("position_embedding.weight", config.max_length * dim);
+  input_ = {};
+  input_.items = tensors.at("item_embedding.weight", config.num_items * dim);
+  input_.positions = tensors.at("position_embedding.weight", config.max_length * dim);
+  input_.dim = dim;
+  input_.eps = kNormEps;
   const auto norm = [&](const std::string& name) {
     return Norm{tensors.at(name + ".weight", dim), tensors.at(name + ".bias", dim)};
   };
@@ -54,6 +57,44 @@ SasrecEncoder::SasrecEncoder(const SasrecConfig& config, const Tensors& tensors,
         pack_linear(weight + (dim + row) * dim, dim, 1, width(), dim, bias + dim + row, table));
   }
   final_norm_ = norm("final_norm");
+  const std::int64_t table_size = config.num_items * 3 * dim * std::int64_t{sizeof(float)};
+  if (!blocks_.empty() && table_size <= kMostFoldedBytes) fold_first_block(tensors);
+}
+
+void SasrecEncoder::fold_first_block(const Tensors& tensors) {
+  const std::int64_t dim = config_.dim, outputs = 3 * dim;
+  const std::int64_t items = config_.num_items, positions = config_.max_length;
+  const float* weight = tensors.at("blocks.0.attention.qkv.weight", outputs * dim);
+  const float* bias = tensors.at("blocks.0.attention.qkv.bias", outputs);
+  const Norm& norm = blocks_[0].attention_norm;
+  products_ = AlignedBuffer<float>(static_cast<std::size_t>((items + positions + 2) * outputs));
+  float* item_products = products_.data();
+  float* position_products = item_products + items * outputs;
+  float* sums = position_products + positions * outputs;
+  float* constants = sums + outputs;
+  AlignedBuffer<float> scaled(static_cast<std::size_t>(outputs * dim));  // W g
+  for (std::int64_t o = 0; o < outputs; ++o) {
+    double sum = 0.0, constant = bias[o];
+    for (std::int64_t d = 0; d < dim; ++d) {
+      const double w = weight[o * dim + d];
+      scaled[static_cast<std::size_t>(o * dim + d)] = static_cast<float>(w * norm.weight[d]);
+      sum += w * norm.weight[d];
+      constant += w * norm.bias[d];
+    }
+    sums[o] = static_cast<float>(sum);
+    constants[o] = static_cast<float>(constant);
+  }
+  const PackedLinear packed = pack_linear(scaled.data(), dim, 1, outputs, dim, nullptr, table_);
+  Scratch<float> scratch(table_.linear->scratch);
+  multiply(packed, input_.items, dim, items, Activation::kNone, item_products, outputs,
+           scratch.data());
+  multiply(packed, input_.positions, dim, positions, Activation::kNone, position_products, outputs,
+           scratch.data());
+  input_.item_products = item_products;
+  input_.position_products = position_products;
+  input_.sums = sums;
+  input_.constants = constants;
+  input_.outputs = outputs;
 }
 
 double SasrecEncoder::token_cost() const {
@@ -64,14 +105,16 @@ double SasrecEncoder::token_cost() const {
 
 double SasrecEncoder::scale() const { return 1.0 / std::sqrt(static_cast<double>(width())); }
 
-void SasrecEncoder::embed_items(const std::int32_t* items, const std::int64_t* positions,
-                                std::int64_t count, float* x) const {
-  const std::int64_t dim = config_.dim;
-  for (std::int64_t t = 0; t < count; ++t) {
-    const float* item = items_ + items[t] * dim;
-    const float* position = positions_ + positions[t] * dim;
-    for (std::int64_t d = 0; d < dim; ++d) x[t * dim + d] = item[d] + position[d];
-  }
+void SasrecEncoder::begin(const std::int32_t* items, const std::int64_t* positions,
+                          std::int64_t count, float* x, float* normed, float* qkv) const {
+  const bool folded = input_.item_products != nullptr;
+  table_.sequence_input->rows(input_, items, positions, count, x, folded ? qkv : nullptr);
+  if (folded) return;
+  normalise(norm_after(-1), nullptr, x, count, normed);
+  if (blocks_.empty()) return;
+  Scratch<float> scratch(table_.linear->scratch);
+  multiply(blocks_[0].qkv, normed, config_.dim, count, Activation::kNone, qkv, 3 * config_.dim,
+           scratch.data());
 }
 
 void SasrecEncoder::normalise(const Norm& norm, const float* change, float* x, std::int64_t rows,
@@ -133,26 +176,26 @@ void SasrecEncoder::decode(const DecodeProblem& problem, std::int64_t rows, floa
 void SasrecEncoder::prefill(const JaggedView<std::int32_t>& rows, const UserState* users, float* x,
                             float* normed) const {
   const std::int64_t tokens = rows.offsets[rows.rows], dim = config_.dim, wide = 3 * dim;
+  const auto inside = static_cast<std::int64_t>(blocks_.size());
+  Scratch<float> qkv(inside > 0 ? tokens * wide : 0);
   std::int64_t longest = 0;
   {
     Scratch<std::int64_t> positions(tokens);
     for (std::int64_t row = 0; row < rows.rows; ++row) {
-      const std::int64_t begin = rows.offsets[row], length = rows.offsets[row + 1] - begin;
-      for (std::int64_t t = 0; t < length; ++t) positions[begin + t] = t;
+      const std::int64_t first = rows.offsets[row], length = rows.offsets[row + 1] - first;
+      for (std::int64_t t = 0; t < length; ++t) positions[first + t] = t;
       longest = std::max(longest, length);
     }
-    embed_items(rows.values, positions.data(), tokens, x);
+    begin(rows.values, positions.data(), tokens, x, normed, qkv.data());
   }
   const auto keep = [&](std::int64_t layer, const float* from, std::int64_t stride) {
     for (std::int64_t row = 0; users != nullptr && row < rows.rows; ++row) {
-      const std::int64_t begin = rows.offsets[row];
-      store(users[row], layer, 0, from + begin * stride, stride, rows.offsets[row + 1] - begin);
+      const std::int64_t first = rows.offsets[row];
+      store(users[row], layer, 0, from + first * stride, stride, rows.offsets[row + 1] - first);
     }
   };
-  normalise(norm_after(-1), nullptr, x, tokens, normed);
-  const auto inside = static_cast<std::int64_t>(blocks_.size());
   if (inside > 0) {
-    Scratch<float> qkv(tokens * wide), mixed(tokens * dim), scratch(table_.linear->scratch);
+    Scratch<float> mixed(tokens * dim), scratch(table_.linear->scratch);
     Scratch<float> statistics(2 * config_.heads * tokens);
     Scratch<float> memory(table_.attention->forward_scratch(width(), longest));
     const auto view = [&](std::int64_t at) {
@@ -163,7 +206,10 @@ void SasrecEncoder::prefill(const JaggedView<std::int32_t>& rows, const UserStat
     const AttentionStatistics left{statistics.data(), statistics.data() + config_.heads * tokens};
     for (std::int64_t layer = 0; layer < inside; ++layer) {
       const Block& block = blocks_[static_cast<std::size_t>(layer)];
-      multiply(block.qkv, normed, dim, tokens, Activation::kNone, qkv.data(), wide, scratch.data());
+      if (layer > 0) {
+        multiply(block.qkv, normed, dim, tokens, Activation::kNone, qkv.data(), wide,
+                 scratch.data());
+      }
       keep(layer, qkv.data() + dim, wide);
       for (std::int64_t row = 0; row < rows.rows; ++row) {
         for (std::int64_t head = 0; head < config_.heads; ++head) {
@@ -200,7 +246,7 @@ void SasrecEncoder::finish(const float* normed, DecodeProblem past, std::int64_t
   finish_block(last_.tail, final_norm_, mixed.data(), rows, x, out);
 }
 
-void SasrecEncoder::encode_group(const JaggedView<std::int32_t>& rows, float* out) const {
+void SasrecEncoder::encode_group(const JaggedView<std::int32_t>& rows, float* out, int) const {
   const std::int64_t tokens = rows.offsets[rows.rows], dim = config_.dim, count = rows.rows;
   Scratch<float> x(tokens * dim), normed(tokens * dim), last(2 * count * dim);
   prefill(rows, nullptr, x.data(), normed.data());
@@ -243,13 +289,14 @@ void SasrecEncoder::step(const UserState* users, const std::int32_t* items,
   Scratch<const float* const*> rows(count);
   Scratch<std::int64_t> numbers(count);
   for (std::int64_t i = 0; i < count; ++i) numbers[i] = users[i].length;
-  embed_items(items, numbers.data(), count, x.data());
-  normalise(norm_after(-1), nullptr, x.data(), count, normed.data());
+  begin(items, numbers.data(), count, x.data(), normed.data(), qkv.data());
   const auto inside = static_cast<std::int64_t>(blocks_.size());
   for (std::int64_t layer = 0; layer < inside; ++layer) {
     const Block& block = blocks_[static_cast<std::size_t>(layer)];
-    multiply(block.qkv, normed.data(), dim, count, Activation::kNone, qkv.data(), wide,
-             scratch.data());
+    if (layer > 0) {
+      multiply(block.qkv, normed.data(), dim, count, Activation::kNone, qkv.data(), wide,
+               scratch.data());
+    }
     for (std::int64_t i = 0; i < count; ++i) {
       store(users[i], layer, users[i].length, qkv.data() + i * wide + dim, wide, 1);
     }

@@ -8,6 +8,9 @@
 // So the query is taken to the inputs instead of all inputs to the query: two products with one
 // vector instead of two with every event. (DeepSeek-V2, 2024, absorbs its projections likewise.)
 //
+// The norm and the product that the first block begins with are taken from a table of the items
+// (sequence_input.h) where that is not too large.
+//
 // The state of a user is keys and values of every block but the last, of that one the n_t, all in
 // pages, and the last event's input of the last block. A further event costs the blocks before the
 // last; the last one is computed when the embedding is asked for.
@@ -36,7 +39,7 @@ class SasrecEncoder final : public Encoder {
   void advance(const UserState* users, const JaggedView<std::int32_t>& events) const override;
 
  protected:
-  void encode_group(const JaggedView<std::int32_t>& rows, float* out) const override;
+  void encode_group(const JaggedView<std::int32_t>& rows, float* out, int threads) const override;
   void embed_group(const UserState* users, std::int64_t count, float* out) const override;
   std::int64_t group_tokens() const override { return 512; }
   std::int64_t group_rows() const override { return 512; }
@@ -64,8 +67,11 @@ class SasrecEncoder final : public Encoder {
     Tail tail;
   };
 
-  void embed_items(const std::int32_t* items, const std::int64_t* positions, std::int64_t count,
-                   float* x) const;
+  void fold_first_block(const Tensors& tensors);
+  /// x [count, dim] = items and positions; for queries, keys and values of the first block, where
+  /// there is one before the last, qkv [count, 3 dim]; otherwise `normed`, the norm of x.
+  void begin(const std::int32_t* items, const std::int64_t* positions, std::int64_t count, float* x,
+             float* normed, float* qkv) const;
   void normalise(const Norm& norm, const float* change, float* x, std::int64_t rows,
                  float* normed) const;
   /// From the attention of a block to the norm that follows it; x is updated.
@@ -102,8 +108,9 @@ class SasrecEncoder final : public Encoder {
   double scale() const;
 
   SasrecConfig config_;
-  const float *items_, *positions_;
-  std::vector<Block> blocks_;  // all but the last
+  SequenceInput input_;
+  AlignedBuffer<float> products_;  // what input_ names, from item_products on; may be empty
+  std::vector<Block> blocks_;      // all but the last
   LastBlock last_;
   Norm final_norm_;
 };

@@ -20,6 +20,7 @@
 #include "kernels/peak_types.h"
 #include "kernels/recurrent_backward_types.h"
 #include "kernels/recurrent_types.h"
+#include "kernels/sequence_input_types.h"
 #include "kernels/topk_types.h"
 
 /// Every operation: the struct of its functions and its name. A unit defines `NAME_kernels`.
@@ -36,6 +37,7 @@
   X(PeakKernels, peak)                            \
   X(RecurrentKernels, recurrent)                  \
   X(RecurrentBackwardKernels, recurrent_backward) \
+  X(SequenceInputKernels, sequence_input)         \
   X(TopkKernels, topk)
 
 namespace seqrec {

@@ -21,7 +21,7 @@ struct DecodeProblem {
   const std::int64_t* lengths;  // [rows]: how much of it is filled; null: all, not in pages
   std::int64_t rows, heads, width;
   double scale;
-  DecodePages pages;
+  DecodePages pages = {};
 
   std::int64_t length(std::int64_t row) const {
     return lengths != nullptr ? lengths[row] : offsets[row + 1] - offsets[row];

@@ -16,7 +16,8 @@
 //
 // While only a few rows run, a step is bound by the fetching of weights. The inputs of the next
 // steps are then multiplied in one go (`project`), so that a step fetches the recurrent weights
-// alone.
+// alone. A caller with a small set of inputs, as the items of a catalogue are, multiplies each of
+// them once for all and gives the products as `starts`.
 #pragma once
 
 #include "base/simd.h"
@@ -106,7 +107,7 @@ class RecurrentRun {
     for (std::int64_t t = share_.first_step;; ++t) {
       while (active > 0 && length(active - 1) <= t) --active;
       if (active == 0) break;
-      if (active <= kFewRows && t >= projected_until) {
+      if (p_.starts == nullptr && active <= kFewRows && t >= projected_until) {
         projected_from_ = t;
         projected_until = t + kProjectedTokens / active;
         project(active, t, projected_until);
@@ -156,9 +157,10 @@ class RecurrentRun {
     TileInput in;
     in.x.rows = x_rows_;
     in.h.rows = h_rows_;
-    in.x.depth = projected ? 0 : p_.inputs;
+    in.x.depth = projected || p_.starts != nullptr ? 0 : p_.inputs;
     in.h.depth = t == 0 && p_.h0 == nullptr ? 0 : p_.hidden;
     in.start_step = projected ? places_per_row_ * NV * W : 0;
+    in.starts = p_.starts != nullptr ? starts_ : nullptr;
     if (active <= kRows) {
       // All sums first: the fetching of weights does not wait for gates.
       in.step = t % 2 == 0 ? 1 : -1;
@@ -190,6 +192,7 @@ class RecurrentRun {
           const std::int64_t rows = size + (tile + i < larger ? 1 : 0);
           in.x.rows = x_rows_ + done;
           in.h.rows = h_rows_ + done;
+          if (p_.starts != nullptr) in.starts = starts_ + done;
           set_panel(panel, begin + done, t, projected, in);
           any_tile<W, NV, false>(static_cast<int>(rows), in, sums_ + done * 4 * W);
           in.step = -in.step;
@@ -207,6 +210,7 @@ class RecurrentRun {
     in.h.weights = weights_of(&Weights::recurrent, panel);
     const float* bias = weights_of(&Weights::biases, panel);
     in.bias_hn = bias + 3 * W;
+    in.start_at = panel * NV * W;
     in.start = projected ? projection(panel, row * places_per_row_ + t - projected_from_) : bias;
   }
 
@@ -218,7 +222,18 @@ class RecurrentRun {
     for (int r = 0; r < rows; ++r) {
       const std::int64_t i = begin + r, row = share_.order[i];
       const std::int64_t token = p_.offsets[row] + t;
-      x_rows_[r] = p_.x + token * p_.inputs;
+      if (p_.starts != nullptr) {
+        starts_[r] = p_.starts[token];
+        // they come from all over a large table
+        if (token + 1 < p_.offsets[row + 1]) {
+          const float* next = p_.starts[token + 1];
+          const std::int64_t end = part_.end * NV * W;
+          for (std::int64_t k = part_.first * NV * W; k < end; k += 16)
+            __builtin_prefetch(next + k);
+        }
+      } else {
+        x_rows_[r] = p_.x + token * p_.inputs;
+      }
       h_rows_[r] = t > 0              ? p_.output + (token - 1) * hidden
                    : p_.h0 != nullptr ? p_.h0 + row * hidden
                                       : zeros_;
@@ -271,6 +286,7 @@ class RecurrentRun {
   GateRows rows_;
   const float* x_rows_[GateRows::kMaxRows];
   const float* h_rows_[GateRows::kMaxRows];
+  const float* starts_[GateRows::kMaxRows];
   bool lstm_;
   std::int64_t panels_, units_, state_width_;
   RecurrentPart part_;
@@ -290,6 +306,48 @@ std::int64_t recurrent_scratch_size(const RecurrentProblem& p, std::int64_t coun
 template <int W>
 std::int64_t recurrent_cells_size(const RecurrentProblem& p, std::int64_t count) {
   return RecurrentRun<W, 4>::cells_size(p, count);  // none but for the lstm
+}
+
+template <int W>
+std::int64_t recurrent_start_size(const RecurrentProblem& p) {
+  return RecurrentWeights<W>::panels(p) * RecurrentWeights<W>::vectors(p.cell) * W;
+}
+
+template <int W, int NV>
+void project_rows(const RecurrentProblem& p, const float* packed, const float* x, std::int64_t rows,
+                  float* starts) {
+  using Weights = RecurrentWeights<W>;
+  constexpr int kRows = kTileRows<NV>;
+  const std::int64_t size = recurrent_start_size<W>(p);
+  float* weights = const_cast<float*>(packed);
+  const float* x_rows[kRows];
+  float sums[kRows * NV * W];
+  TileInput in{};
+  in.x = {x_rows, nullptr, p.inputs};
+  in.step = 1;
+  for (std::int64_t panel = 0; panel < Weights::panels(p); ++panel) {
+    in.x.weights = Weights::inputs(weights, p, panel);
+    in.start = Weights::biases(weights, p, panel);
+    for (std::int64_t row = 0; row < rows; row += kRows) {
+      const int count = static_cast<int>(rows - row < kRows ? rows - row : kRows);
+      for (int r = 0; r < count; ++r) x_rows[r] = x + (row + r) * p.inputs;
+      any_tile<W, NV, true>(count, in, sums);
+      for (int r = 0; r < count; ++r) {
+        __builtin_memcpy(starts + (row + r) * size + panel * NV * W, sums + r * NV * W,
+                         sizeof(float) * NV * W);
+      }
+    }
+  }
+}
+
+template <int W>
+void recurrent_project(const RecurrentProblem& p, const float* packed, const float* x,
+                       std::int64_t rows, float* starts) {
+  if (p.cell == RecurrentCell::kGru) {
+    project_rows<W, 3>(p, packed, x, rows, starts);
+  } else {
+    project_rows<W, 4>(p, packed, x, rows, starts);
+  }
 }
 
 template <int W>

@@ -71,7 +71,10 @@ struct TileInput {
   TileFactor x, h;
   const float* start;         // [NV][W] a row
   std::ptrdiff_t start_step;  // from one row to the next; 0: the biases, the same for all
-  const float* bias_hn;       // gru: [W]
+  // Or, where not null, a start for each row: what lies `start_at` floats behind these.
+  const float* const* starts = nullptr;
+  std::ptrdiff_t start_at = 0;
+  const float* bias_hn;  // gru: [W]
   // 1: inputs, then hidden states, in ascending order; -1: all of it backwards. Tiles take turns:
   // what has been fetched last is still near, and no stream of fetches begins anew.
   std::ptrdiff_t step;
@@ -108,9 +111,8 @@ SEQREC_INLINE void add_factor(const TileFactor& factor, std::ptrdiff_t step, std
 template <int W, int NV, int MR>
 SEQREC_NOINLINE void tile_sums(const TileInput& in, float* sums) {
   for (int r = 0; r < MR; ++r) {
-    for (int v = 0; v < NV; ++v) {
-      store<W>(sums + (r * 4 + v) * W, load<W>(in.start + r * in.start_step + v * W));
-    }
+    const float* start = in.starts ? in.starts[r] + in.start_at : in.start + r * in.start_step;
+    for (int v = 0; v < NV; ++v) store<W>(sums + (r * 4 + v) * W, load<W>(start + v * W));
     if constexpr (NV == 3) store<W>(sums + (r * 4 + 3) * W, load<W>(in.bias_hn));
   }
   const bool forward = in.step > 0;

@@ -27,7 +27,7 @@ struct RecurrentProblem {
   std::int64_t inputs;  // at least 1
   std::int64_t hidden;  // at least 1
 
-  const float* x;               // [tokens, inputs]
+  const float* x;               // [tokens, inputs]; null where the tokens' starts are given
   const std::int64_t* offsets;  // [rows + 1], first 0, last `tokens`, never decreasing
   const float* w_ih;            // [G * hidden, inputs]
   const float* w_hh;            // [G * hidden, hidden]
@@ -35,6 +35,9 @@ struct RecurrentProblem {
   const float* b_hh;            // [G * hidden], or null: zeros
   const float* h0;              // [rows, hidden], or null: zeros
   const float* c0;              // lstm: [rows, hidden], or null: zeros
+
+  /// What the sums of each token begin with, as `project` wrote it; null: computed from x.
+  const float* const* starts;  // [tokens]
 
   // Computed. Inputs of the gradient as well.
   float* output;  // [tokens, hidden]: the hidden state after every token
@@ -101,6 +104,10 @@ struct RecurrentKernels {
   void (*pack)(const RecurrentProblem& problem, std::int64_t first_panel, std::int64_t end_panel,
                float* packed);
   void (*run)(const RecurrentProblem& problem, const RecurrentShare& share);
+  std::int64_t (*start_size)(const RecurrentProblem& problem);
+  /// starts[row] [start_size] = biases + W_ih x[row] for `rows` rows of x; no hidden state.
+  void (*project)(const RecurrentProblem& problem, const float* packed, const float* x,
+                  std::int64_t rows, float* starts);
   /// A hash of weights and biases: packed ones are true as long as it stays the same.
   std::uint64_t (*fingerprint)(const RecurrentProblem& problem);
 };

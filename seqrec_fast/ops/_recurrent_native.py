@@ -50,8 +50,8 @@ def _launch(
     dense = [None if t is None else t.contiguous() for t in (x, offsets, *tensors)]
     sizes = x.shape[0], rows, x.shape[1], tensors[1].shape[1]  # type: ignore[union-attr]
     addresses = [0 if t is None else t.data_ptr() for t in (*dense, *made)]
-    arguments: tuple[Any, ...] = (cell, activation, *sizes, *addresses, 0, packing)
-    _C.recurrent_forward(*arguments)
+    arguments: tuple[Any, ...] = (cell, activation, *sizes, *addresses)
+    _C.recurrent_forward(*arguments, packing=packing)
 
 
 def _cpu(

@@ -11,6 +11,7 @@ const RecurrentKernels recurrent_kernels = {
     &RecurrentWeights<SEQREC_LANES>::panels, &RecurrentWeights<SEQREC_LANES>::packed_size,
     &recurrent_scratch_size<SEQREC_LANES>,   &recurrent_cells_size<SEQREC_LANES>,
     &RecurrentWeights<SEQREC_LANES>::pack,   &recurrent_run<SEQREC_LANES>,
+    &recurrent_start_size<SEQREC_LANES>,     &recurrent_project<SEQREC_LANES>,
     &recurrent_fingerprint<SEQREC_LANES>,
 };
 

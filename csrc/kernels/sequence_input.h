@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// The first steps of a transformer over items: item plus position, then norm and linear layer from
+// products that were computed once for all.
+//
+// With m and s the mean and the standard deviation of x = item + position,
+//   W norm(x) + b = (W (g item) + W (g position) - m W (g ones)) / s + W h + b.
+// The first two terms depend on one item and one position alone, so that a catalogue's are a table,
+// and an event costs the reading of two rows instead of a product with W.
+#pragma once
+
+#include "base/simd.h"
+#include "kernels/sequence_input_types.h"
+
+namespace seqrec {
+namespace SEQREC_ISA {
+
+template <int W>
+struct SequenceInputRows {
+  using F = Floats<W>;
+
+  static SEQREC_INLINE F get(const float* p, std::int64_t left) {
+    return left >= W ? load<W>(p) : load_part<W>(p, left);
+  }
+  static SEQREC_INLINE void put(float* p, F v, std::int64_t left) {
+    if (left >= W) {
+      store<W>(p, v);
+    } else {
+      store_part<W>(p, v, left);
+    }
+  }
+
+  static void rows(const SequenceInput& p, const std::int32_t* ids, const std::int64_t* positions,
+                   std::int64_t count, float* x, float* products) {
+    for (std::int64_t t = 0; t < count; ++t) {
+      if (t + 2 < count) fetch(p, ids[t + 2], products != nullptr);
+      float* row = x + t * p.dim;
+      const float* item = p.items + ids[t] * p.dim;
+      const float* position = p.positions + positions[t] * p.dim;
+      F total{};
+      for (std::int64_t d = 0; d < p.dim; d += W) {
+        const F sum = get(item + d, p.dim - d) + get(position + d, p.dim - d);
+        put(row + d, sum, p.dim - d);
+        total += sum;
+      }
+      if (products == nullptr) continue;
+      const float mean = horizontal_sum<W>(total) / static_cast<float>(p.dim);
+      F squares{};
+      for (std::int64_t d = 0; d < p.dim; d += W) {
+        F deviation = get(row + d, p.dim - d) - mean;
+        for (std::int64_t i = p.dim - d; i < W; ++i) deviation[i] = 0.0f;
+        squares += deviation * deviation;
+      }
+      const float variance = horizontal_sum<W>(squares) / static_cast<float>(p.dim);
+      const float inverse = 1.0f / __builtin_sqrtf(variance + p.eps);
+      const float* of_item = p.item_products + ids[t] * p.outputs;
+      const float* of_position = p.position_products + positions[t] * p.outputs;
+      float* to = products + t * p.outputs;
+      for (std::int64_t j = 0; j < p.outputs; j += W) {
+        const std::int64_t left = p.outputs - j;
+        const F product = get(of_item + j, left) + get(of_position + j, left);
+        const F centred = product - mean * get(p.sums + j, left);
+        put(to + j, centred * inverse + get(p.constants + j, left), left);
+      }
+    }
+  }
+
+  /// Rows of the tables lie anywhere, which no processor foresees.
+  static SEQREC_INLINE void fetch(const SequenceInput& p, std::int64_t id, bool products) {
+    for (std::int64_t d = 0; d < p.dim; d += 16) __builtin_prefetch(p.items + id * p.dim + d);
+    for (std::int64_t j = 0; products && j < p.outputs; j += 16) {
+      __builtin_prefetch(p.item_products + id * p.outputs + j);
+    }
+  }
+};
+
+}  // namespace SEQREC_ISA
+}  // namespace seqrec
