@@ -87,7 +87,7 @@ EXTRA = $(BIN)/python -c 'import sys, importlib.metadata as metadata; \
 
 $(VENV)/.test: $(VENV)/.train
 	@echo "installing what the tests need"
-	@$(EXTRA) test dev docs > $(VENV)/test.txt
+	@$(EXTRA) serve test dev docs > $(VENV)/test.txt
 	@$(PIP) -r $(VENV)/test.txt
 	@touch $@
 

@@ -188,6 +188,9 @@ class PackedLinear:
         self, x: NDArray[np.float32], activation: int, threads: int
     ) -> NDArray[np.float32]: ...
 
+class RecurrentPacking:
+    def __init__(self) -> None: ...
+
 def recurrent_forward(
     cell: int,
     activation: int,
@@ -210,6 +213,7 @@ def recurrent_forward(
     cells: int,
     hn: int,
     threads: int = 0,
+    packing: RecurrentPacking | None = None,
 ) -> None: ...
 def recurrent_backward(
     cell: int,

@@ -20,7 +20,19 @@ from seqrec_fast.errors import (
 from seqrec_fast.jagged import JaggedBatch
 
 if TYPE_CHECKING:
-    from seqrec_fast import bundle, data, engine, evaluation, models, nn, ops, retrieval, training
+    from seqrec_fast import (
+        batch,
+        bundle,
+        data,
+        engine,
+        evaluation,
+        models,
+        nn,
+        ops,
+        retrieval,
+        serving,
+        training,
+    )
     from seqrec_fast.engine import Recommendation, Recommender
     from seqrec_fast.native import (
         build_info,
@@ -31,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = (
+    "batch",
     "bundle",
     "data",
     "engine",
@@ -39,6 +52,7 @@ _MODULES = (
     "nn",
     "ops",
     "retrieval",
+    "serving",
     "training",
 )
 _NAMES = {
@@ -59,6 +73,7 @@ __all__ = [
     "SeqrecError",
     "TrainingError",
     "__version__",
+    "batch",
     "build_info",
     "bundle",
     "data",
@@ -69,6 +84,7 @@ __all__ = [
     "nn",
     "ops",
     "retrieval",
+    "serving",
     "set_num_threads",
     "training",
 ]

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import operator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["MAX_THREADS", "integer", "thread_count"]
+__all__ = ["MAX_THREADS", "integer", "integers", "number", "numbers", "thread_count"]
 
 MAX_THREADS = 1024
 
@@ -32,3 +33,30 @@ def thread_count(threads: SupportsIndex) -> int:
     if number > MAX_THREADS:
         raise InputError(f"threads: expected 1 to {MAX_THREADS}, found {number}")
     return number
+
+
+def number(name: str, value: float) -> float:
+    """A number, or an error that names the argument."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: expected a number, found {value!r}") from None
+
+
+def numbers(name: str, value: ArrayLike, what: str = "floating-point numbers") -> NDArray[Any]:
+    """An array of real numbers, of whatever type and layout it has, or an error."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: expected an array of numbers, found uneven rows") from None
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name}: expected {what}, found {array.dtype}")
+    return array
+
+
+def integers(name: str, value: ArrayLike) -> NDArray[np.int64]:
+    """A contiguous array of whole numbers, or an error."""
+    array = numbers(name, value, "whole numbers")
+    if array.dtype.kind == "f" and array.size:
+        raise InputError(f"{name}: expected whole numbers, found {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.int64).reshape(array.shape)

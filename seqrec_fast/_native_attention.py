@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import _C
-from seqrec_fast._arguments import thread_count
+from seqrec_fast._arguments import integers, number, numbers, thread_count
 from seqrec_fast.errors import InputError
 
 __all__ = ["attention", "decode_attention"]
@@ -60,7 +60,7 @@ def attention(
         len(ends) - 1,
         shape[1],
         shape[2],
-        scale if scale is not None else max(shape[2], 1) ** -0.5,
+        number("scale", scale) if scale is not None else max(shape[2], 1) ** -0.5,
         causal,
         _view(out),
         statistics.ctypes.data,
@@ -112,7 +112,7 @@ def decode_attention(
         )
     counts = None
     if lengths is not None:
-        counts = np.ascontiguousarray(lengths, dtype=np.int64)
+        counts = integers("lengths", lengths)
         if counts.shape != (len(query),) or ((counts < 0) | (counts > np.diff(ends))).any():
             raise InputError("lengths: expected one a row, from 0 to its tokens in offsets")
     out = np.empty(query.shape, np.float32)
@@ -126,7 +126,7 @@ def decode_attention(
         query.shape[0],
         query.shape[1],
         query.shape[2],
-        scale if scale is not None else max(query.shape[2], 1) ** -0.5,
+        number("scale", scale) if scale is not None else max(query.shape[2], 1) ** -0.5,
         _view(out),
         0 if threads is None else thread_count(threads),
     )
@@ -135,10 +135,8 @@ def decode_attention(
 
 def _heads(name: str, value: ArrayLike) -> NDArray[np.float32]:
     """``[tokens, heads, width]`` as it lies, or a copy where the kernels could not read it."""
-    array = np.asarray(value)
+    array = numbers(name, value)
     if array.dtype != np.float32 or (array.size and array.strides[-1] != 4):
-        if array.dtype.kind not in "fiu":
-            raise InputError(f"{name}: expected floating-point numbers, found {array.dtype}")
         array = np.ascontiguousarray(array, dtype=np.float32)
     if array.ndim != 3:
         raise InputError(f"{name}: expected [tokens, heads, width], found shape {array.shape}")
@@ -152,7 +150,7 @@ def _view(array: NDArray[np.float32]) -> tuple[int, int, int]:
 
 
 def _offsets(offsets: ArrayLike, tokens: int) -> NDArray[np.int64]:
-    ends = np.ascontiguousarray(offsets, dtype=np.int64)
+    ends = integers("offsets", offsets)
     if ends.ndim != 1 or not len(ends) or ends[0] != 0 or ends[-1] != tokens:
         raise InputError(f"offsets: must run from 0 to the {tokens} tokens")
     if (np.diff(ends) < 0).any():

@@ -138,6 +138,26 @@ class JaggedBatch(Generic[A]):
 
     # ---------------------------------------------------------------- rows
 
+    def with_values(self, values: Any) -> JaggedBatch[Any]:
+        """The same rows with other values; may be traced by ``torch.compile``.
+
+        Args:
+            values: ``[tokens, ...]``.
+
+        Raises:
+            InputError: there are not as many values as here.
+        """
+        if values.shape[0] != self.tokens:
+            raise InputError(
+                f"values: expected {self.tokens}, one for each value of the batch, found "
+                f"{values.shape[0]}"
+            )
+        # the offsets were checked when this batch was made, and cannot be looked at in a trace
+        made: JaggedBatch[Any] = object.__new__(JaggedBatch)
+        object.__setattr__(made, "values", values)
+        object.__setattr__(made, "offsets", self.offsets)
+        return made
+
     def select(self, rows: ArrayLike) -> JaggedBatch[Any]:
         """The given rows, in the given order (numpy batches only).
 

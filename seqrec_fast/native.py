@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import _C
-from seqrec_fast._arguments import MAX_THREADS, integer, thread_count
+from seqrec_fast._arguments import MAX_THREADS, integer, numbers, thread_count
 from seqrec_fast._native_attention import attention, decode_attention
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -40,6 +40,8 @@ __all__ = [
     "set_num_threads",
 ]
 
+_MOST_PLACES = 1 << 59  # of 16 bytes in an address space
+
 #: what a linear layer may apply to its outputs, in the order of the native codes
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid")
 
@@ -61,10 +63,7 @@ class PackedLinear:
     def __init__(self, weight: ArrayLike, bias: ArrayLike | None = None) -> None:
         matrix = _matrix("weight", weight)
         self.outputs, self.inputs = matrix.shape
-        try:
-            self._packed = _C.PackedLinear(matrix, None if bias is None else _floats("bias", bias))
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        self._packed = _C.PackedLinear(matrix, None if bias is None else _floats("bias", bias))
 
     def __call__(
         self, x: ArrayLike, *, activation: str = "none", threads: int | None = None
@@ -85,10 +84,7 @@ class PackedLinear:
                 f"activation: unknown {activation!r}; choose one of {', '.join(ACTIVATIONS)}"
             )
         code = ACTIVATIONS.index(activation)
-        try:
-            return self._packed(rows, code, 0 if threads is None else thread_count(threads))
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        return self._packed(rows, code, 0 if threads is None else thread_count(threads))
 
 
 class QuantizedItems:
@@ -120,12 +116,9 @@ class QuantizedItems:
         """
         self.items = _matrix("items", items)
         self.bias = None if bias is None else _floats("bias", bias)
-        try:
-            self._table = _C.Int8Table(
-                self.items, self.bias, 0 if threads is None else thread_count(threads)
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        self._table = _C.Int8Table(
+            self.items, self.bias, 0 if threads is None else thread_count(threads)
+        )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -189,6 +182,8 @@ def score_topk(
     seen_values, seen_offsets = _seen_rows(seen)
     wanted = integer("k", k)
     try:
+        if wanted * len(query_rows) >= _MOST_PLACES:
+            raise MemoryError
         return _C.score_topk(
             query_rows,
             item_rows,
@@ -200,8 +195,6 @@ def score_topk(
             0 if threads is None else thread_count(threads),
             table,
         )
-    except ValueError as error:
-        raise InputError(str(error)) from None
     except MemoryError:
         raise InputError(
             f"k: {wanted:,} places for each of {len(query_rows):,} queries take more memory than "
@@ -219,10 +212,7 @@ def build_info() -> dict[str, Any]:
     Raises:
         InputError: ``SEQREC_FAST_ISA`` is not one of baseline, avx2, avx512.
     """
-    try:
-        return _C.build_info()
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    return _C.build_info()
 
 
 def cpu_features() -> tuple[str, ...]:
@@ -350,12 +340,7 @@ def operations() -> tuple[Operation, ...]:
 def _floats(name: str, value: ArrayLike) -> NDArray[np.float32]:
     if type(value) is np.ndarray and value.dtype == np.float32 and value.flags.c_contiguous:
         return cast("NDArray[np.float32]", value)
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name}: expected an array of numbers, found uneven rows") from None
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{name}: expected floating-point numbers, found {array.dtype}")
+    array = numbers(name, value)
     return np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
 
 

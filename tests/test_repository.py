@@ -99,7 +99,7 @@ def test_serving_modules_work_without_torch_and_without_readers_of_logs() -> Non
 
         sys.meta_path.insert(0, Blocked())
         import seqrec_fast as sf
-        sf.bundle, sf.engine, sf.evaluation, sf.retrieval, sf.data, sf.Recommender
+        sf.bundle, sf.engine, sf.evaluation, sf.retrieval, sf.serving, sf.data, sf.Recommender
         print(sf.build_info() != {})
         """
     )
@@ -109,7 +109,7 @@ def test_serving_modules_work_without_torch_and_without_readers_of_logs() -> Non
 def test_no_module_of_the_serving_chain_names_torch() -> None:
     """The contract of import-linter, told again from the text: inside functions too."""
     chain = ["errors.py", "native.py", "data", "bundle", "bundle.py", "retrieval", "engine"]
-    chain += ["evaluation"]
+    chain += ["evaluation", "batch", "serving"]
     looked_at = 0
     for entry in chain:
         path = PACKAGE / entry

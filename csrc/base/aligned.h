@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Uninitialised memory on a cache-line boundary, freed when it goes out of scope.
+// Uninitialised memory on a boundary of cache lines, freed when it goes out of scope.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +13,9 @@ namespace seqrec {
 
 inline constexpr std::size_t kCacheLine = 64;
 
+/// Lines are fetched in pairs: what two threads write at the same time lies in different ones.
+inline constexpr std::size_t kLinePair = 2 * kCacheLine;
+
 template <typename T>
 class AlignedBuffer {
   static_assert(std::is_trivially_copyable_v<T>, "the elements are neither built nor destroyed");
@@ -23,11 +26,11 @@ class AlignedBuffer {
   /// Room for `size` elements, contents undefined. Throws std::bad_alloc.
   explicit AlignedBuffer(std::size_t size) : size_(size) {
     if (size == 0) return;
-    if (size > (std::numeric_limits<std::size_t>::max() - kCacheLine) / sizeof(T)) {
+    if (size > (std::numeric_limits<std::size_t>::max() - kLinePair) / sizeof(T)) {
       throw std::bad_alloc();
     }
     void* memory = nullptr;
-    if (posix_memalign(&memory, kCacheLine, size * sizeof(T)) != 0) throw std::bad_alloc();
+    if (posix_memalign(&memory, kLinePair, size * sizeof(T)) != 0) throw std::bad_alloc();
     data_ = static_cast<T*>(memory);
   }
 

@@ -40,6 +40,7 @@ struct Lanes {
   static_assert(W == 4 || W == 8 || W == 16, "lanes are 4, 8 or 16 floats");
   typedef float F __attribute__((vector_size(W * 4)));
   typedef std::int32_t I __attribute__((vector_size(W * 4)));
+  typedef std::uint32_t U __attribute__((vector_size(W * 4)));
   typedef float Unaligned __attribute__((vector_size(W * 4), aligned(4), may_alias));
   typedef std::int32_t UnalignedI __attribute__((vector_size(W * 4), aligned(4), may_alias));
 };
@@ -48,6 +49,8 @@ template <int W>
 using Floats = typename Lanes<W>::F;
 template <int W>
 using Ints = typename Lanes<W>::I;
+template <int W>
+using Words = typename Lanes<W>::U;
 
 template <int W>
 SEQREC_INLINE Floats<W> load(const float* p) {

@@ -11,16 +11,17 @@ namespace SEQREC_ISA {
 /// products with unsigned bytes must fit a signed 16-bit number (2 * 255 * 64 = 32640).
 inline constexpr int kByteLevels = 64;
 
-/// sum[i] += the four unsigned bytes at `bytes + 4 i` times the four signed bytes of `factors`.
+/// sum[i] += the four unsigned bytes at `bytes + 4 i` times the four signed bytes of `factors`, of
+/// which every lane holds the same.
 ///
 /// Exact as long as the factors are within kByteLevels, or within 127 with kVnni, which needs a
 /// processor with the AVX-512 VNNI instructions.
 template <int W, bool kVnni>
-SEQREC_INLINE Ints<W> dot_bytes(Ints<W> sum, const std::uint8_t* bytes, std::int32_t factors) {
+SEQREC_INLINE Ints<W> dot_bytes(Ints<W> sum, const std::uint8_t* bytes, Ints<W> factors) {
   const Ints<W> values = load<W>(reinterpret_cast<const std::int32_t*>(bytes));
 #if defined(__AVX512BW__)
   if constexpr (W == 16) {
-    const __m512i factor = _mm512_set1_epi32(factors);
+    const auto factor = reinterpret_cast<__m512i>(factors);
     if constexpr (kVnni) {
       // Assembly, since a function that may use the instruction could not be inlined here.
       asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(values), "v"(factor));
@@ -33,7 +34,7 @@ SEQREC_INLINE Ints<W> dot_bytes(Ints<W> sum, const std::uint8_t* bytes, std::int
 #if defined(__AVX2__)
   if constexpr (W == 8) {
     const __m256i pairs =
-        _mm256_maddubs_epi16(reinterpret_cast<__m256i>(values), _mm256_set1_epi32(factors));
+        _mm256_maddubs_epi16(reinterpret_cast<__m256i>(values), reinterpret_cast<__m256i>(factors));
     return sum + reinterpret_cast<Ints<8>>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 #endif
@@ -41,7 +42,7 @@ SEQREC_INLINE Ints<W> dot_bytes(Ints<W> sum, const std::uint8_t* bytes, std::int
   if constexpr (W == 4) {
     // Bytes 0 and 2, then bytes 1 and 3, as pairs of 16-bit numbers.
     const auto v = reinterpret_cast<__m128i>(values);
-    const __m128i f = _mm_set1_epi32(factors);
+    const auto f = reinterpret_cast<__m128i>(factors);
     const __m128i even = _mm_and_si128(v, _mm_set1_epi32(0x00ff00ff));
     const __m128i even_factors = _mm_srai_epi16(_mm_slli_epi16(f, 8), 8);
     const __m128i odd = _mm_srli_epi16(v, 8);
@@ -50,9 +51,9 @@ SEQREC_INLINE Ints<W> dot_bytes(Ints<W> sum, const std::uint8_t* bytes, std::int
            reinterpret_cast<Ints<4>>(_mm_madd_epi16(odd, odd_factors));
   }
 #endif
+  // The shift to the left and back spreads the sign of a byte.
   for (int j = 0; j < 4; ++j) {
-    const auto factor = static_cast<std::int8_t>(static_cast<std::uint32_t>(factors) >> (8 * j));
-    sum += ((values >> (8 * j)) & 255) * factor;
+    sum += ((values >> (8 * j)) & 255) * ((factors << (24 - 8 * j)) >> 24);
   }
   return sum;
 }

@@ -15,19 +15,13 @@
 #include <thread>
 #include <vector>
 
+#include "base/relax.h"
+
 namespace seqrec {
 namespace {
 
 // Long enough to catch the next region of the same operation, short enough not to rob others.
 constexpr std::chrono::microseconds kSpinTime{30};
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 /// Waits for `done()` by spinning; false when the time is over.
 template <typename Done>
@@ -80,7 +74,8 @@ class ThreadPool {
       open_ = &region;
       epoch_.fetch_add(1, std::memory_order_release);
       const int wake = std::min(region.room, parked_);
-      if (wake > 0) steer_away_from_caller();
+      // Awake workers too: one that has been put behind the caller would never come.
+      if (wake > 0 || region.following == nullptr) steer_away_from_caller();
       for (int i = 0; i < wake; ++i) wake_.notify_one();
     }
     region.work();

@@ -36,7 +36,7 @@ void bound_attention(const View& q, const View& k, const View& v, Address offset
   const AttentionProblem p =
       problem_of(q, k, v, offsets, tokens, rows, count, width, scale, causal);
   const HeadsView<float> to = heads_at<float>(out);
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   attention(p, to, statistics_of(statistics, tokens * count), thread_count(threads), table);
 }
 
@@ -51,7 +51,7 @@ void bound_backward(const View& q, const View& k, const View& v, Address offsets
   const AttentionGradients gradients{heads_at<const float>(out), heads_at<const float>(d_out),
                                      heads_at<float>(d_q), heads_at<float>(d_k),
                                      heads_at<float>(d_v)};
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   attention_backward(p, statistics_of(statistics, tokens * count), gradients, thread_count(threads),
                      table);
 }
@@ -70,7 +70,7 @@ void bound_decode(const View& q, const View& keys, const View& values, Address o
                         width,
                         scale};
   const HeadsView<float> to = heads_at<float>(out);
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   decode_attention(p, cached, to, thread_count(threads), table);
 }
 

@@ -35,6 +35,22 @@ HeadsView<T> heads_at(const View& view) {
   return {at<T>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
 }
 
+/// Lets other Python threads run while it lives.
+///
+/// A daemon thread that comes back from a kernel after the interpreter has begun to end is ended by
+/// Python where it takes the lock, by unwinding its stack: unlike that of py::gil_scoped_release,
+/// the destructor lets this pass, or the whole process would abort.
+class ReleasedLock {
+ public:
+  ReleasedLock() : state_(PyEval_SaveThread()) {}
+  ~ReleasedLock() noexcept(false) { PyEval_RestoreThread(state_); }
+  ReleasedLock(const ReleasedLock&) = delete;
+  ReleasedLock& operator=(const ReleasedLock&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 /// Threads of a call: as asked, or the set number for 0.
 inline int thread_count(int threads) { return threads == 0 ? get_num_threads() : threads; }
 

@@ -27,7 +27,7 @@ float bound_cross_entropy(Address hidden, Address weight, Address bias, Address 
                           Address log_q_samples, Address log_q_targets, Address d_hidden,
                           Address d_weight, Address d_bias, int threads) {
   const KernelTable& table = kernels();
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   const CrossEntropyProblem problem{at<const float>(hidden),
                                     at<const float>(weight),
                                     at<const float>(bias),

@@ -10,7 +10,7 @@ namespace {
 
 void bound_dropout(Address x, Address out, std::int64_t rows, std::int64_t columns,
                    std::uint64_t seed, double p) {
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   dropout({at<const float>(x), at<float>(out), columns, make_dropout(seed, p)}, rows,
           get_num_threads(), kernels());
 }

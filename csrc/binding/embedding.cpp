@@ -13,7 +13,7 @@ namespace {
 void bound_embed(Address weight, Address ids, Address position_weight, Address offsets, Address out,
                  std::int64_t tokens, std::int64_t items, std::int64_t rows, std::int64_t positions,
                  std::int64_t dim, std::uint64_t seed, double p) {
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   embed({at<const std::int64_t>(ids), tokens, items, at<const std::int64_t>(offsets), rows,
          positions, dim, make_dropout(seed, p)},
         at<const float>(weight), at<const float>(position_weight), at<float>(out),
@@ -24,7 +24,7 @@ void bound_embed_backward(Address gradient, Address ids, Address offsets, Addres
                           Address d_positions, std::int64_t tokens, std::int64_t items,
                           std::int64_t rows, std::int64_t positions, std::int64_t dim,
                           std::uint64_t seed, double p) {
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   embed_backward({at<const std::int64_t>(ids), tokens, items, at<const std::int64_t>(offsets), rows,
                   positions, dim, make_dropout(seed, p)},
                  at<const float>(gradient), at<float>(d_weight), at<float>(d_positions),

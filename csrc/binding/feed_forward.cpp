@@ -28,7 +28,7 @@ void bound_feed_forward(Address x, Address up_weight, Address up_bias, Address d
                         Address down_bias, Address z, Address y, std::int64_t rows,
                         std::int64_t inputs, std::int64_t inner, std::int64_t outputs,
                         int activation, std::uint64_t seed, double p) {
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   const FeedForwardProblem problem = problem_of(x, up_weight, up_bias, down_weight, down_bias, rows,
                                                 inputs, inner, outputs, activation, seed, p);
   feed_forward(problem, at<float>(z), at<float>(y), get_num_threads(), kernels());
@@ -39,7 +39,7 @@ void bound_feed_forward_backward(Address x, Address up_weight, Address down_weig
                                  Address d_down_weight, Address d_down_bias, std::int64_t rows,
                                  std::int64_t inputs, std::int64_t inner, std::int64_t outputs,
                                  int activation, std::uint64_t seed, double p) {
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   const FeedForwardProblem problem = problem_of(x, up_weight, 0, down_weight, 0, rows, inputs,
                                                 inner, outputs, activation, seed, p);
   feed_forward_backward(problem, at<const float>(z), at<const float>(dy),

@@ -36,7 +36,7 @@ void bound_forward(const View& q, const View& k, const View& v, const Sizes& siz
                    int threads) {
   const KernelTable& table = kernels();
   const HstuAttentionInput in = input_of(q, k, v, sizes, tables, causal, scale, normaliser);
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   hstu_attention(in, at<float>(out), thread_count(threads), table);
 }
 
@@ -50,7 +50,7 @@ void bound_backward(const View& d_out, const View& q, const View& k, const View&
   const HstuAttentionOutput out{at<float>(std::get<0>(outputs)), at<float>(std::get<1>(outputs)),
                                 at<float>(std::get<2>(outputs)), at<float>(std::get<3>(outputs)),
                                 at<float>(std::get<4>(outputs))};
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   hstu_attention_backward(in, heads_at<const float>(d_out), out, thread_count(threads), table);
 }
 

@@ -25,7 +25,7 @@ void bound_linear(Address x, std::int64_t x_stride, std::int64_t rows, Address w
                   std::int64_t y_stride, int threads) {
   const KernelTable& table = kernels();
   const Activation applied = activation_of(activation);
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   const PackedLinear packed = pack_linear(at<const float>(weight), output_stride, input_stride,
                                           outputs, inputs, at<const float>(bias), table);
   linear(packed, at<const float>(x), x_stride, rows, applied, at<float>(y), y_stride,
@@ -35,7 +35,7 @@ void bound_linear(Address x, std::int64_t x_stride, std::int64_t rows, Address w
 void bound_weight_gradient(Address a, Address b, std::int64_t tokens, std::int64_t outputs,
                            std::int64_t inputs, Address sum, Address columns, int threads) {
   const KernelTable& table = kernels();
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   weight_gradient(at<const float>(a), at<const float>(b), tokens, outputs, inputs, at<float>(sum),
                   at<float>(columns), thread_count(threads), table);
 }
@@ -62,7 +62,7 @@ Array<float> call_packed(const PackedLinear& packed, const Array<float>& x, int 
   Array<float> y({rows, packed.outputs});
   float* to = y.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock release;
     linear(packed, x.data(), packed.inputs, rows, applied, to, packed.outputs,
            thread_count(threads));
   }

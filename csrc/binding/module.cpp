@@ -3,6 +3,7 @@
 //
 // Arguments arrive here already checked by seqrec_fast.native for type and layout; what would read
 // out of bounds is checked again, so that no call can corrupt memory.
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -43,11 +44,22 @@ void set_threads(int threads) {
   set_num_threads(threads);
 }
 
+/// What is refused here reaches Python as the error that the rest of the library raises.
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const std::invalid_argument& error) {
+    const py::object type = py::module_::import("seqrec_fast.errors").attr("InputError");
+    PyErr_SetString(type.ptr(), error.what());
+  }
+}
+
 }  // namespace
 }  // namespace seqrec
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of seqrec_fast; use seqrec_fast.native instead.";
+  py::register_local_exception_translator(&seqrec::translate);
   m.def("build_info", &seqrec::build_info);
   m.def("cpu_features", &seqrec::cpu_features);
   m.def("get_num_threads", &seqrec::get_num_threads);

@@ -17,7 +17,7 @@ py::tuple bound_measure_peak(int threads, std::int64_t bytes) {
   const KernelTable& table = kernels();
   Peak found;
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock release;
     found = measure_peak(thread_count(threads), bytes, table);
   }
   return py::make_tuple(found.flops_per_second, found.bytes_per_second);

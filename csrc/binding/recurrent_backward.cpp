@@ -44,7 +44,7 @@ void bound_recurrent_backward(int cell, int activation, std::int64_t tokens, std
   g.dh0 = at(dh0);
   g.dc0 = at(dc0);
   const KernelTable& table = kernels();
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   recurrent_backward(p, g, thread_count(threads), table);
 }
 

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/offsets.h"
 #include "base/thread_pool.h"
 #include "binding/binding.h"
 #include "ops/topk_int8.h"
@@ -19,16 +20,7 @@ namespace {
 std::string text(std::int64_t n) { return std::to_string(n); }
 
 void check_seen(const JaggedView<std::int32_t>& seen, std::int64_t tokens, std::int64_t items) {
-  if (seen.offsets[0] != 0 || seen.offsets[seen.rows] != tokens) {
-    refuse("seen offsets: must run from 0 to the " + text(tokens) + " values, found " +
-           text(seen.offsets[0]) + " to " + text(seen.offsets[seen.rows]));
-  }
-  for (std::int64_t row = 0; row < seen.rows; ++row) {
-    if (seen.offsets[row] > seen.offsets[row + 1]) {
-      refuse("seen offsets: must not decrease, found " + text(seen.offsets[row]) + " before " +
-             text(seen.offsets[row + 1]) + " at row " + text(row));
-    }
-  }
+  check_offsets(seen.offsets, seen.rows, tokens, "values", "seen offsets");
   for (std::int64_t i = 0; i < tokens; ++i) {
     if (seen.values[i] < 0 || seen.values[i] >= items) {
       refuse("seen: found item " + text(seen.values[i]) + " at position " + text(i) +
@@ -108,7 +100,7 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
   float* out_scores = scores.mutable_data();
   std::int64_t* out_ids = ids.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock release;
     const int limit = thread_count(threads);
     if (table_of_bytes != nullptr) {
       score_topk_int8(p, *table_of_bytes, limit, table, out_scores, out_ids);
@@ -134,7 +126,7 @@ std::unique_ptr<Int8Table> make_table(const Array<float>& items,
   }
   check_threads(threads);
   const float* biases = bias ? bias->data() : nullptr;
-  const py::gil_scoped_release release;
+  const ReleasedLock release;
   return std::make_unique<Int8Table>(items.data(), biases, items.shape(0), items.shape(1),
                                      thread_count(threads));
 }

@@ -10,9 +10,6 @@ namespace {
 // Tables of fewer floats lie in the second-level cache, where bytes save nothing.
 constexpr std::int64_t kLeastBytes = std::int64_t{1} << 16;
 
-// From so many queries on, multiplying sets the pace and not memory.
-constexpr std::int64_t kManyQueries = 24;
-
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Encoder> encoder, const float* items, const float* bias, int threads,
@@ -29,7 +26,7 @@ void Engine::rank(const float* queries, std::int64_t count, const Exclusions& ex
   TopkProblem problem{queries, items_, bias_, excluded.blocked, excluded.seen, count, 0, 0, k};
   problem.num_items = encoder_->num_items();
   problem.dim = encoder_->dim();
-  if (bytes_ && count < kManyQueries) {
+  if (bytes_) {
     score_topk_int8(problem, *bytes_, threads, table_, scores, ids);
   } else {
     score_topk(problem, threads, table_, scores, ids);

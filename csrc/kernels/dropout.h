@@ -16,13 +16,6 @@
 namespace seqrec {
 namespace SEQREC_ISA {
 
-template <int W>
-struct WordsOf {
-  typedef std::uint32_t type __attribute__((vector_size(W * 4)));
-};
-template <int W>
-using Words = typename WordsOf<W>::type;
-
 /// The factors (0 or the scale) of the elements of one row.
 template <int W>
 struct DropoutRow {

@@ -186,6 +186,13 @@ SEQREC_INLINE void prefetch_rows(const float* from, std::int64_t stride, std::in
 
 // ------------------------------------------------------------------------------- bias
 
+/// kToLog2 * bias; the most negative numbers, a usual mask, would become infinite, of which silu is
+/// not a number.
+SEQREC_INLINE float bias_exponent(float bias) {
+  constexpr float kMask = -0x1p126f, kLeast = -0x1.fffffep127f;
+  return bias < kMask && bias >= kLeast ? -kMask : kToLog2 * bias;
+}
+
 /// The bias of one row and head by j - i, so that the keys of a query read it in order.
 ///
 /// Entry (length - 1) + (j - i) holds kToLog2 * bias[|j - i|]; a vector more of zeros follows.
@@ -194,7 +201,7 @@ SEQREC_NOINLINE void spread_bias(const float* bias, std::int64_t distances, std:
                                  float* spread) {
   float* middle = spread + length - 1;
   for (std::int64_t d = 0; d < length; ++d) {
-    const float value = kToLog2 * bias[d < distances ? d : distances - 1];
+    const float value = bias_exponent(bias[d < distances ? d : distances - 1]);
     middle[d] = value;
     middle[-d] = value;
   }

@@ -11,6 +11,9 @@
 // batch shrinks as sequences end. Hidden states are read from the output of the step before, where
 // they lie.
 //
+// Where several threads share the rows, each has a part of the panels. Nothing that they share is
+// written by two of them: hidden states are read from the output, cells lie side by side.
+//
 // While only a few rows run, a step is bound by the fetching of weights. The inputs of the next
 // steps are then multiplied in one go (`project`), so that a step fetches the recurrent weights
 // alone.
@@ -68,9 +71,13 @@ class RecurrentRun {
     return tiles * kRows * 4 * W;
   }
 
-  static std::int64_t scratch_size(const RecurrentProblem& p, std::int64_t count) {
+  static std::int64_t cells_size(const RecurrentProblem& p, std::int64_t count) {
     const bool own_cells = p.cell == RecurrentCell::kLstm && p.cells == nullptr;
-    return state_width(p) * (1 + (own_cells ? count : 0)) + sums_size(p) +
+    return own_cells ? state_width(p) * count : 0;
+  }
+
+  static std::int64_t scratch_size(const RecurrentProblem& p, std::int64_t count) {
+    return state_width(p) + cells_size(p, count) + sums_size(p) +
            Weights::panels(p) * kProjectedTokens * NV * W;
   }
 
@@ -78,12 +85,14 @@ class RecurrentRun {
       : p_(problem), share_(share) {
     lstm_ = p_.cell == RecurrentCell::kLstm;
     panels_ = Weights::panels(p_);
+    part_ = share.part.end > 0 ? share.part : RecurrentPart{0, panels_};
     units_ = Weights::units(p_.cell);
     state_width_ = state_width(p_);
     zeros_ = share.scratch;
     sums_ = zeros_ + state_width_;
     projected_ = sums_ + sums_size(p_);
-    cells_ = projected_ + panels_ * kProjectedTokens * NV * W;
+    float* own_cells = projected_ + panels_ * kProjectedTokens * NV * W;
+    cells_ = share.cells != nullptr ? share.cells : own_cells;
     for (std::int64_t i = 0; i < state_width_; ++i) share.scratch[i] = 0.0f;
     const bool keep = p_.gates != nullptr;
     gates_ = p_.activation == CellActivation::kTanh
@@ -94,7 +103,7 @@ class RecurrentRun {
   void run() {
     std::int64_t active = share_.count;
     std::int64_t projected_until = 0;
-    for (std::int64_t t = 0;; ++t) {
+    for (std::int64_t t = share_.first_step;; ++t) {
       while (active > 0 && length(active - 1) <= t) --active;
       if (active == 0) break;
       if (active <= kFewRows && t >= projected_until) {
@@ -103,6 +112,11 @@ class RecurrentRun {
         project(active, t, projected_until);
       }
       step(active, t, t < projected_until);
+      if (share_.meet == nullptr || t + 1 == length(0)) continue;
+      const RecurrentPart next = share_.meet(share_.team, t + 1);
+      // All of a team project in the same steps: in any other, one would wait for the other.
+      if (next.end != part_.end) projected_until = t + 1;
+      part_ = next;
     }
     finish();
   }
@@ -122,7 +136,7 @@ class RecurrentRun {
     TileInput in{};
     in.x = {x_rows_, nullptr, p_.inputs};
     in.step = 1;
-    for (std::int64_t panel = 0; panel < panels_; ++panel) {
+    for (std::int64_t panel = part_.first; panel < part_.end; ++panel) {
       in.x.weights = weights_of(&Weights::inputs, panel);
       in.start = weights_of(&Weights::biases, panel);
       for (std::int64_t i = 0; i < active; ++i) {
@@ -149,12 +163,12 @@ class RecurrentRun {
       // All sums first: the fetching of weights does not wait for gates.
       in.step = t % 2 == 0 ? 1 : -1;
       set_rows(0, static_cast<int>(active), t);
-      for (std::int64_t j = 0; j < panels_; ++j) {
-        const std::int64_t panel = in.step > 0 ? j : panels_ - 1 - j;
+      for (std::int64_t j = part_.first; j < part_.end; ++j) {
+        const std::int64_t panel = in.step > 0 ? j : part_.first + part_.end - 1 - j;
         set_panel(panel, 0, t, projected, in);
         any_tile<W, NV, false>(rows_.rows, in, sums_ + panel * active * 4 * W);
       }
-      for (std::int64_t panel = 0; panel < panels_; ++panel) {
+      for (std::int64_t panel = part_.first; panel < part_.end; ++panel) {
         gates(panel, sums_ + panel * active * 4 * W);
       }
       return;
@@ -163,8 +177,8 @@ class RecurrentRun {
     const std::int64_t tiles = (active + kRows - 1) / kRows;
     const std::int64_t size = active / tiles, larger = active % tiles;
     in.step = 1;
-    for (std::int64_t j = 0; j < panels_; ++j) {
-      const std::int64_t panel = t % 2 == 0 ? j : panels_ - 1 - j;
+    for (std::int64_t j = part_.first; j < part_.end; ++j) {
+      const std::int64_t panel = t % 2 == 0 ? j : part_.first + part_.end - 1 - j;
       std::int64_t begin = 0;
       for (std::int64_t tile = 0; tile < tiles; tile += kGroupTiles) {
         const std::int64_t group = tiles - tile < kGroupTiles ? tiles - tile : kGroupTiles;
@@ -233,15 +247,16 @@ class RecurrentRun {
   }
 
   void finish() {
-    const std::int64_t hidden = p_.hidden;
+    const std::int64_t hidden = p_.hidden, from = part_.first * units_;
+    const std::int64_t to = part_.end * units_ < hidden ? part_.end * units_ : hidden;
     for (std::int64_t i = 0; i < share_.count; ++i) {
       const std::int64_t row = share_.order[i];
       const std::int64_t last = p_.offsets[row + 1] - 1;
       const float* h = p_.output + last * hidden;
-      for (std::int64_t u = 0; u < hidden; ++u) p_.h_end[row * hidden + u] = h[u];
+      for (std::int64_t u = from; u < to; ++u) p_.h_end[row * hidden + u] = h[u];
       if (!lstm_) continue;
       const float* c = p_.cells != nullptr ? p_.cells + last * hidden : cells_ + i * state_width_;
-      for (std::int64_t u = 0; u < hidden; ++u) p_.c_end[row * hidden + u] = c[u];
+      for (std::int64_t u = from; u < to; ++u) p_.c_end[row * hidden + u] = c[u];
     }
   }
 
@@ -258,6 +273,7 @@ class RecurrentRun {
   const float* h_rows_[GateRows::kMaxRows];
   bool lstm_;
   std::int64_t panels_, units_, state_width_;
+  RecurrentPart part_;
   std::int64_t projected_from_ = 0, places_per_row_ = 0;
   float* zeros_;      // [state_width]
   float* sums_;       // of a group of tiles, or of all panels of a single tile
@@ -269,6 +285,11 @@ template <int W>
 std::int64_t recurrent_scratch_size(const RecurrentProblem& p, std::int64_t count) {
   return p.cell == RecurrentCell::kGru ? RecurrentRun<W, 3>::scratch_size(p, count)
                                        : RecurrentRun<W, 4>::scratch_size(p, count);
+}
+
+template <int W>
+std::int64_t recurrent_cells_size(const RecurrentProblem& p, std::int64_t count) {
+  return RecurrentRun<W, 4>::cells_size(p, count);  // none but for the lstm
 }
 
 template <int W>

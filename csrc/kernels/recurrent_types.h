@@ -67,12 +67,29 @@ struct RecurrentGradients {
   float* dc0;    // lstm: [rows, hidden]
 };
 
+/// Panels of hidden units, from the first to the one before `end`.
+struct RecurrentPart {
+  std::int64_t first, end;
+};
+
 /// The rows that one thread runs through all their time steps, and its memory.
+///
+/// Several threads can take the same rows, each of them its own panels of hidden units. They then
+/// meet after every step, and may join while others are on their way.
 struct RecurrentShare {
   const std::int64_t* order;  // [count] rows with at least one token, longest first
   std::int64_t count;
   const float* packed;  // the weights, as `pack` wrote them
   float* scratch;       // [scratch_size]
+
+  /// Called after every step but the last; null where a thread has its rows to itself. Returns when
+  /// every thread has written its part of the states of so many steps, with the panels that this
+  /// thread has from then on.
+  RecurrentPart (*meet)(void* team, std::int64_t steps) = nullptr;
+  void* team = nullptr;
+  float* cells = nullptr;       // [cells_size] of the team; where there is one, or null
+  std::int64_t first_step = 0;  // the steps before it have been taken by others
+  RecurrentPart part = {0, 0};  // the panels of the first step; all of them where it is empty
 };
 
 /// The functions of the forward pass, compiled for one instruction set.
@@ -80,9 +97,12 @@ struct RecurrentKernels {
   std::int64_t (*panels)(const RecurrentProblem& problem);
   std::int64_t (*packed_size)(const RecurrentProblem& problem);
   std::int64_t (*scratch_size)(const RecurrentProblem& problem, std::int64_t count);
+  std::int64_t (*cells_size)(const RecurrentProblem& problem, std::int64_t count);
   void (*pack)(const RecurrentProblem& problem, std::int64_t first_panel, std::int64_t end_panel,
                float* packed);
   void (*run)(const RecurrentProblem& problem, const RecurrentShare& share);
+  /// A hash of weights and biases: packed ones are true as long as it stays the same.
+  std::uint64_t (*fingerprint)(const RecurrentProblem& problem);
 };
 
 }  // namespace seqrec

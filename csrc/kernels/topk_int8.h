@@ -12,6 +12,10 @@
 // few that are left in the end are scored again from the float32 rows in the order of summation of
 // topk_rows.h, so that scores, ties and items are those of the float32 scan, bit for bit.
 //
+// The first thousands of items are scanned without a threshold (`open`): all their bounds are kept,
+// and the k-th best of the lower ones, taken as the maxima of small cells of items, is a threshold
+// that little more than k of them reach. Later items meet it one block at a time.
+//
 // Sixteen items are one block, their bytes interleaved by four, so that a block's dot products fill
 // the lanes and nothing is summed across them. |c| and |r| / s enter as maxima of a block.
 #pragma once
@@ -33,6 +37,152 @@ struct TopkInt8 : TopkRows<W> {
   static constexpr int kVectors = kInt8Rows / W;  // that hold one number for each item of a block
   static constexpr std::int64_t kChunkBytes = 16 * 1024;  // scanned for all queries: stays in L1
 
+  static constexpr int kChains = 4 / kVectors > 0 ? 4 / kVectors : 1;
+
+  // ------------------------------------------------------------------------------ bounds
+
+  /// A query with its bytes, where they fit into registers beside all else.
+  template <std::int64_t kQuads>
+  struct Factors {
+    static constexpr bool kHeld = W == 16 && kQuads == 16;
+    const Int8Query& query;
+    I held[kHeld ? kQuads : 1];
+
+    SEQREC_INLINE explicit Factors(const Int8Query& q) : query(q) {
+      if constexpr (kHeld) {
+        for (std::int64_t j = 0; j < kQuads; ++j) held[j] = broadcast<W>(q.quads[j]);
+      }
+    }
+    SEQREC_INLINE I operator[](std::int64_t j) const {
+      return kHeld ? held[j % (kHeld ? kQuads : 1)] : broadcast<W>(query.quads[j]);
+    }
+  };
+
+  /// What every item of a block may differ by from its estimate, over its scale.
+  static SEQREC_INLINE float margin_of(const Int8Bounds& bounds, const Int8Query& query) {
+    return bounds.norm * query.per_norm + (bounds.rest * query.per_rest + kTiny);
+  }
+
+  /// upper[v] = upper bounds of the scores of a block, before the slack.
+  template <bool kVnni, bool kBias, std::int64_t kQuads>
+  static SEQREC_INLINE void upper_bounds(const std::uint8_t* block, std::int64_t quads,
+                                         const Factors<kQuads>& factors, float margin,
+                                         F (&upper)[kVectors]) {
+    // Several sums, since each product waits for the one before it in its sum.
+    I part[kChains][kVectors] = {};
+    for (int v = 0; v < kVectors; ++v) part[0][v] = broadcast<W>(factors.query.offset);
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 32
+#endif
+    for (std::int64_t j = 0; j < quads; ++j) {
+      const std::uint8_t* bytes = block + j * kInt8Rows * 4;
+      for (int v = 0; v < kVectors; ++v) {
+        I& sum = part[j % kChains][v];
+        sum = dot_bytes<W, kVnni>(sum, bytes + v * W * 4, factors[j]);
+      }
+    }
+    const float* scale = reinterpret_cast<const float*>(block + quads * kInt8Rows * 4);
+    const F step = broadcast<W>(factors.query.step);
+    for (int v = 0; v < kVectors; ++v) {
+      I sum = part[0][v];
+      for (int c = 1; c < kChains; ++c) sum += part[c][v];
+      upper[v] = load<W>(scale + v * W) * (step * to_floats<W>(sum) + broadcast<W>(margin));
+      if constexpr (kBias) upper[v] += load<W>(scale + kInt8Rows + v * W);
+    }
+  }
+
+  /// The bounds themselves. Those that are not numbers become such that nothing is lost.
+  static SEQREC_INLINE void both_bounds(F upper, F scale, float margin, float slack, F& high,
+                                        F& low) {
+    const F infinity = broadcast<W>(kInfinity);
+    high = minimum<W>(upper + broadcast<W>(slack), infinity);
+    low = maximum<W>(upper - broadcast<W>(2.0f * margin) * scale - broadcast<W>(slack), -infinity);
+  }
+
+  // ------------------------------------------------------------------------------ opening
+
+  /// The blocks first .. end, at most kInt8Opening items, for a query without a threshold.
+  template <bool kVnni, bool kBias, std::int64_t kQuads>
+  static SEQREC_NOINLINE void open(const TopkProblem& p, const Int8Items& t, TopkState& s,
+                                   const Int8Query& query, std::int64_t q, std::int64_t first,
+                                   std::int64_t end) {
+    const std::int64_t quads = kQuads > 0 ? kQuads : t.quads;
+    const std::int64_t count = (end - first) * kInt8Rows;
+    float *high = s.opening, *low = high + kInt8Opening;
+    {
+      const Factors<kQuads> factors(query);
+      const std::uint8_t* block = t.blocks + first * t.block_bytes;
+      for (std::int64_t b = 0; b < end - first; ++b, block += t.block_bytes) {
+        const Int8Bounds& bounds = t.bounds[first + b];
+        const float margin = margin_of(bounds, query);
+        const float slack = kBias ? query.slack + bounds.bias_slack : query.slack;
+        const float* scale = reinterpret_cast<const float*>(block + quads * kInt8Rows * 4);
+        F upper[kVectors];
+        upper_bounds<kVnni, kBias, kQuads>(block, quads, factors, margin, upper);
+        for (int v = 0; v < kVectors; ++v) {
+          F above, below;
+          both_bounds(upper[v], load<W>(scale + v * W), margin, slack, above, below);
+          store<W>(high + b * kInt8Rows + v * W, above);
+          store<W>(low + b * kInt8Rows + v * W, below);
+        }
+      }
+    }
+    hide(p, s, q, first * kInt8Rows, count, high, low);
+    raise_threshold(p, s, q, count, low, low + kInt8Opening);
+    for (std::int64_t b = 0; b < end - first; ++b) {
+      const float* at = high + b * kInt8Rows;
+      const F need = broadcast<W>(s.threshold[q]);
+      std::uint32_t bits = 0;
+      for (int v = 0; v < kVectors; ++v) {
+        bits |= mask_bits<W>(greater<W>(need, load<W>(at + v * W))) << (v * W);
+      }
+      bits ^= 0xffffu;
+      if (__builtin_expect(bits != 0, 0)) {
+        push(p, s, q, (first + b) * kInt8Rows, bits, at, low + b * kInt8Rows);
+      }
+    }
+  }
+
+  /// Items that must not come back, and those behind the last, lose against all others.
+  static void hide(const TopkProblem& p, TopkState& s, std::int64_t q, std::int64_t first,
+                   std::int64_t count, float* high, float* low) {
+    const auto lose = [&](std::int64_t i) { high[i] = low[i] = -kInfinity; };
+    for (std::int64_t i = p.num_items - first; i < count; ++i) lose(i);
+    if (p.blocked) {
+      for (std::int64_t i = 0; i < count && first + i < p.num_items; ++i) {
+        if (p.blocked[first + i]) lose(i);
+      }
+    }
+    if (p.seen.values == nullptr) return;
+    const std::int64_t end = p.seen.offsets[s.first_query + q + 1];
+    std::int64_t next = s.seen_next[q];
+    while (next < end && p.seen.values[next] < first) ++next;
+    for (; next < end && p.seen.values[next] < first + count; ++next) {
+      lose(p.seen.values[next] - first);
+    }
+    s.seen_next[q] = next;
+  }
+
+  /// Cells lie as far apart as they can: item i and the items a whole number of strides behind it.
+  static void raise_threshold(const TopkProblem& p, TopkState& s, std::int64_t q,
+                              std::int64_t count, const float* low, float* cells) {
+    constexpr std::int64_t kCells = 4096;
+    const std::int64_t each =
+        p.k * 4 < kCells && count > kCells ? (count + kCells - 1) / kCells : 1;
+    const std::int64_t stride = (count / each + kInt8Rows - 1) / kInt8Rows * kInt8Rows;
+    for (std::int64_t i = 0; i < stride; i += W) {
+      F most = load<W>(low + i);
+      for (std::int64_t at = i + stride; at < count; at += stride) {
+        most = maximum<W>(most, load<W>(low + at));
+      }
+      store<W>(cells + i, most);
+    }
+    if (stride < p.k) return;
+    const float bound = kth_score<W>(cells, stride, p.k, p.k / 8).value;
+    if (bound > s.threshold[q]) s.threshold[q] = bound;
+    if (s.shared_bound && bound > -kInfinity) TopkCandidates<W>::export_bound(s, q, bound);
+  }
+
   // ------------------------------------------------------------------------------ scan
 
   /// The blocks first .. end for query `q` of the state.
@@ -41,30 +191,17 @@ struct TopkInt8 : TopkRows<W> {
                                           const Int8Query& query, std::int64_t q,
                                           std::int64_t first, std::int64_t end) {
     const std::int64_t quads = kQuads > 0 ? kQuads : t.quads;
-    const F step = broadcast<W>(query.step);
+    const Factors<kQuads> factors(query);
     const std::uint8_t* block = t.blocks + first * t.block_bytes;
     for (std::int64_t b = first; b < end; ++b, block += t.block_bytes) {
-      I sum[kVectors];
-      for (int v = 0; v < kVectors; ++v) sum[v] = broadcast<W>(query.offset);
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC unroll 32
-#endif
-      for (std::int64_t j = 0; j < quads; ++j) {
-        const std::uint8_t* bytes = block + j * kInt8Rows * 4;
-        for (int v = 0; v < kVectors; ++v) {
-          sum[v] = dot_bytes<W, kVnni>(sum[v], bytes + v * W * 4, query.quads[j]);
-        }
-      }
-      const float* scale = reinterpret_cast<const float*>(block + quads * kInt8Rows * 4);
       const Int8Bounds& bounds = t.bounds[b];
-      const float margin = bounds.norm * query.per_norm + (bounds.rest * query.per_rest + kTiny);
+      const float margin = margin_of(bounds, query);
       const float slack = kBias ? query.slack + bounds.bias_slack : query.slack;
       const F need = broadcast<W>(s.threshold[q] - slack);
       F upper[kVectors];
+      upper_bounds<kVnni, kBias, kQuads>(block, quads, factors, margin, upper);
       std::uint32_t bits = 0;
       for (int v = 0; v < kVectors; ++v) {
-        upper[v] = load<W>(scale + v * W) * (step * to_floats<W>(sum[v]) + broadcast<W>(margin));
-        if constexpr (kBias) upper[v] += load<W>(scale + kInt8Rows + v * W);
         // Turned round, so that what is not a number stays.
         bits |= mask_bits<W>(greater<W>(need, upper[v])) << (v * W);
       }
@@ -72,6 +209,7 @@ struct TopkInt8 : TopkRows<W> {
       if (__builtin_expect(bits != 0, 0)) {
         F kept[kVectors];
         for (int v = 0; v < kVectors; ++v) kept[v] = upper[v];
+        const float* scale = reinterpret_cast<const float*>(block + quads * kInt8Rows * 4);
         collect(p, s, q, b, bits, reinterpret_cast<const float*>(kept), scale, margin, slack);
       }
     }
@@ -80,35 +218,64 @@ struct TopkInt8 : TopkRows<W> {
   /// Below any rounding error in the computation of a margin, above what may underflow in it.
   static constexpr float kTiny = 0x1p-120f;
 
+  /// Makes candidates of the items of a block whose upper bounds stand in `bits`.
   static SEQREC_NOINLINE void collect(const TopkProblem& p, TopkState& s, std::int64_t q,
                                       std::int64_t block, std::uint32_t bits, const float* upper,
                                       const float* scale, float margin, float slack) {
-    for (; bits; bits &= bits - 1) {
-      const int lane = __builtin_ctz(bits);
-      const std::int64_t item = block * kInt8Rows + lane;
-      if (item >= p.num_items) return;
-      const auto id = static_cast<std::int32_t>(item);
-      if (p.blocked && p.blocked[item]) continue;
-      if (upper[lane] + slack < s.threshold[q]) continue;
-      if (is_seen(p, s, q, id)) continue;
-      const std::int64_t at = q * s.capacity + s.count[q]++;
-      const float high = upper[lane] + slack;
-      const float low = upper[lane] - 2.0f * scale[lane] * margin - slack;
-      s.upper[at] = high == high ? high : kInfinity;
-      s.scores[at] = low == low ? low : -kInfinity;
-      s.ids[at] = id;
-      if (s.count[q] == s.limit) thin_out(p, s, q);
+    const std::int64_t first = block * kInt8Rows;
+    if (first + kInt8Rows > p.num_items) bits &= (1u << (p.num_items - first)) - 1;
+    if (p.blocked) bits &= ~blocked_bits(p, first);
+    if (p.seen.values) bits &= ~seen_bits(p, s, q, first);
+    float high[kInt8Rows], low[kInt8Rows];
+    for (int v = 0; v < kVectors; ++v) {
+      F above, below;
+      both_bounds(load<W>(upper + v * W), load<W>(scale + v * W), margin, slack, above, below);
+      store<W>(high + v * W, above);
+      store<W>(low + v * W, below);
     }
+    push(p, s, q, first, bits, high, low);
   }
 
-  static SEQREC_INLINE bool is_seen(const TopkProblem& p, TopkState& s, std::int64_t q,
-                                    std::int32_t id) {
-    if (p.seen.values == nullptr) return false;
+  static SEQREC_INLINE void push(const TopkProblem& p, TopkState& s, std::int64_t q,
+                                 std::int64_t first, std::uint32_t bits, const float* high,
+                                 const float* low) {
+    std::int64_t at = q * s.capacity + s.count[q];
+    for (; bits; bits &= bits - 1) {
+      const int lane = __builtin_ctz(bits);
+      if (high[lane] < s.threshold[q] || high[lane] == -kInfinity) continue;
+      s.upper[at] = high[lane];
+      s.scores[at] = low[lane];
+      s.ids[at] = static_cast<std::int32_t>(first + lane);
+      ++at;
+      if (at == q * s.capacity + s.limit) {
+        s.count[q] = s.limit;
+        thin_out(p, s, q);
+        at = q * s.capacity + s.count[q];
+      }
+    }
+    s.count[q] = at - q * s.capacity;
+  }
+
+  static std::uint32_t blocked_bits(const TopkProblem& p, std::int64_t first) {
+    std::uint32_t bits = 0;
+    for (std::int64_t i = 0; i < kInt8Rows && first + i < p.num_items; ++i) {
+      bits |= static_cast<std::uint32_t>(p.blocked[first + i] != 0) << i;
+    }
+    return bits;
+  }
+
+  /// Items of a block that the query has seen. Blocks come in ascending order.
+  static std::uint32_t seen_bits(const TopkProblem& p, TopkState& s, std::int64_t q,
+                                 std::int64_t first) {
     const std::int64_t end = p.seen.offsets[s.first_query + q + 1];
     std::int64_t next = s.seen_next[q];
-    while (next < end && p.seen.values[next] < id) ++next;
+    while (next < end && p.seen.values[next] < first) ++next;
+    std::uint32_t bits = 0;
+    for (; next < end && p.seen.values[next] < first + kInt8Rows; ++next) {
+      bits |= 1u << (p.seen.values[next] - first);
+    }
     s.seen_next[q] = next;
-    return next < end && p.seen.values[next] == id;
+    return bits;
   }
 
   /// Raises the threshold to the k-th best lower bound and drops what cannot reach it.
@@ -185,29 +352,49 @@ struct TopkInt8 : TopkRows<W> {
   template <bool kVnni, bool kBias>
   static void scan_query(const TopkProblem& p, const Int8Items& t, TopkState& s,
                          const Int8Query& query, std::int64_t q, std::int64_t first,
-                         std::int64_t end) {
+                         std::int64_t end, bool opens) {
+    const auto with = [&](auto quads) {
+      constexpr std::int64_t kQuads = decltype(quads)::kValue;
+      if (opens) {
+        open<kVnni, kBias, kQuads>(p, t, s, query, q, first, end);
+      } else {
+        scan_blocks<kVnni, kBias, kQuads>(p, t, s, query, q, first, end);
+      }
+    };
     switch (t.quads) {
       case 16:
-        return scan_blocks<kVnni, kBias, 16>(p, t, s, query, q, first, end);
+        return with(Constant<16>{});
       case 32:
-        return scan_blocks<kVnni, kBias, 32>(p, t, s, query, q, first, end);
+        return with(Constant<32>{});
       default:
-        return scan_blocks<kVnni, kBias, 0>(p, t, s, query, q, first, end);
+        return with(Constant<0>{});
     }
   }
+
+  template <std::int64_t kNumber>
+  struct Constant {
+    static constexpr std::int64_t kValue = kNumber;
+  };
 
   template <bool kVnni>
   static void scan_all(const TopkProblem& p, const Int8Items& t, TopkState& s,
                        const Int8Query* queries, std::int64_t first, std::int64_t end) {
-    const std::int64_t step = kChunkBytes / t.block_bytes > 0 ? kChunkBytes / t.block_bytes : 1;
-    for (std::int64_t from = first; from < end; from += step) {
-      const std::int64_t to = from + step < end ? from + step : end;
+    const std::int64_t opening = kInt8Opening / kInt8Rows;
+    const std::int64_t chunk = kChunkBytes / t.block_bytes > 0 ? kChunkBytes / t.block_bytes : 1;
+    std::int64_t to = first;
+    for (std::int64_t from = first; from < end; from = to) {
       if (s.shared_bound) import_exact_bounds(s);
+      // The first scan of a thread, unless more than a part of what it meets is wanted anyway.
+      bool opens = from == first && s.opening != nullptr && (end - first) * kInt8Rows >= 4 * p.k;
+      for (std::int64_t q = 0; q < s.num_queries; ++q)
+        opens = opens && s.threshold[q] == -kInfinity;
+      const std::int64_t step = opens ? opening : chunk;
+      to = from + step < end ? from + step : end;
       for (std::int64_t q = 0; q < s.num_queries; ++q) {
         if (p.bias) {
-          scan_query<kVnni, true>(p, t, s, queries[q], q, from, to);
+          scan_query<kVnni, true>(p, t, s, queries[q], q, from, to, opens);
         } else {
-          scan_query<kVnni, false>(p, t, s, queries[q], q, from, to);
+          scan_query<kVnni, false>(p, t, s, queries[q], q, from, to, opens);
         }
       }
     }

@@ -91,9 +91,11 @@ struct KthScore {
   std::int64_t reach;  // how many scores are at least `value`
 };
 
-/// The k-th best of `n >= k` scores, behind which -inf fills up the last vector.
+/// The k-th best of `n >= k` scores, behind which -inf fills up the last vector; or, to save time,
+/// a lower number that at most `spare` more of them reach.
 template <int W>
-SEQREC_INLINE KthScore kth_score(const float* scores, std::int64_t n, std::int64_t k) {
+SEQREC_INLINE KthScore kth_score(const float* scores, std::int64_t n, std::int64_t k,
+                                 std::int64_t spare = 0) {
   const std::int64_t padded = (n + W - 1) / W * W;
   const float low = least<W>(scores, n);
   float high = -kInfinity;
@@ -107,7 +109,7 @@ SEQREC_INLINE KthScore kth_score(const float* scores, std::int64_t n, std::int64
   }
   // Invariant: at least k candidates reach `lo`, fewer than k exceed `hi`.
   std::int64_t lo = ordered(low), hi = ordered(high), reach = n;
-  while (lo < hi && reach != k) {
+  while (lo < hi && reach - k > spare) {
     const std::int64_t mid = lo + (hi - lo + 1) / 2;
     const std::int64_t found =
         count_at_least<W>(scores, padded, unordered(static_cast<std::int32_t>(mid)));

@@ -52,6 +52,11 @@ struct Int8Query {
 
 inline constexpr std::int64_t kInt8Rows = 16;
 
+/// Items whose bounds are all kept at first, so that the threshold is a good one at once.
+inline constexpr std::int64_t kInt8Opening = 16384;
+/// Floats of memory for that: upper bounds, lower bounds, and their maxima over cells of items.
+inline constexpr std::int64_t kInt8OpeningFloats = 3 * kInt8Opening;
+
 /// The memory of one thread while it scans items for the queries first_query .. + num_queries.
 ///
 /// Candidates of a query lie in order of ascending item. When they reach `limit`, the best k stay
@@ -65,6 +70,7 @@ struct TopkState {
   float* threshold;            // [padded_queries]
   float* scores;               // [num_queries, capacity]; in the scan of bytes, lower bounds
   float* upper;                // [num_queries, capacity], upper bounds; only in the scan of bytes
+  float* opening;              // [kInt8OpeningFloats]; only in the scan of bytes
   std::int32_t* ids;           // [num_queries, capacity]
   std::int64_t* count;         // [num_queries]
   std::int64_t* seen_next;     // [num_queries]: the next of `seen` that the scan can meet

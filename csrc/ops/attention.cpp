@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/aligned.h"
+#include "base/offsets.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -17,15 +18,6 @@ namespace {
 // Multiply-adds, and bytes of a cache, a nanosecond on one core, on the low side.
 constexpr double kRate = 20.0;
 constexpr double kBytes = 10.0;
-
-void check_offsets(const std::int64_t* offsets, std::int64_t rows, std::int64_t tokens) {
-  bool fits = offsets[0] == 0 && offsets[rows] == tokens;
-  for (std::int64_t row = 0; row < rows; ++row) fits = fits && offsets[row] <= offsets[row + 1];
-  if (!fits) {
-    throw std::invalid_argument("offsets: must run from 0 to " + std::to_string(tokens) +
-                                " tokens without a decrease");
-  }
-}
 
 /// Calls body(task, scratch) for every row and head; on several threads longest rows first.
 template <typename Length, typename Body>
@@ -79,7 +71,7 @@ Plan plan_of(const AttentionProblem& p) {
 
 void attention(const AttentionProblem& p, HeadsView<float> out, AttentionStatistics statistics,
                int threads, const KernelTable& table) {
-  check_offsets(p.offsets, p.rows, p.tokens);
+  check_offsets(p.offsets, p.rows, p.tokens, "tokens of q");
   const Plan plan = plan_of(p);
   const auto length = [&](std::int64_t row) { return p.offsets[row + 1] - p.offsets[row]; };
   each_row_and_head(p.rows, p.heads, length, 2.0 * plan.products / kRate, threads,
@@ -92,7 +84,7 @@ void attention(const AttentionProblem& p, HeadsView<float> out, AttentionStatist
 void attention_backward(const AttentionProblem& p, AttentionStatistics statistics,
                         const AttentionGradients& gradients, int threads,
                         const KernelTable& table) {
-  check_offsets(p.offsets, p.rows, p.tokens);
+  check_offsets(p.offsets, p.rows, p.tokens, "tokens of q");
   const Plan plan = plan_of(p);
   const auto length = [&](std::int64_t row) { return p.offsets[row + 1] - p.offsets[row]; };
   each_row_and_head(p.rows, p.heads, length, 5.0 * plan.products / kRate, threads,
@@ -104,7 +96,7 @@ void attention_backward(const AttentionProblem& p, AttentionStatistics statistic
 
 void decode_attention(const DecodeProblem& p, std::int64_t cached, HeadsView<float> out,
                       int threads, const KernelTable& table) {
-  check_offsets(p.offsets, p.rows, cached);
+  check_offsets(p.offsets, p.rows, cached, "tokens of keys");
   double total = 0.0;
   for (std::int64_t row = 0; row < p.rows; ++row) {
     const std::int64_t length = p.length(row), room = p.offsets[row + 1] - p.offsets[row];

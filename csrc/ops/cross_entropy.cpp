@@ -57,7 +57,7 @@ class CrossEntropyRun {
   CrossEntropyRun(const CrossEntropyProblem& problem, const CrossEntropyGradients& gradients,
                   int threads, const KernelTable& table)
       : p_(problem), g_(gradients), kernel_(*table.cross_entropy) {
-    padded_ = kernel_.padded_dim(p_.dim);
+    padded_ = kernel_.padded_dim(std::max<std::int64_t>(p_.dim, 1));
     columns_ = p_.samples == nullptr ? p_.items : p_.num_samples;
     blocks_ = (columns_ + kItems - 1) / kItems;
     item_gradients_ = g_.weight != nullptr || g_.bias != nullptr;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/aligned.h"
+#include "base/offsets.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -25,15 +26,10 @@ void check_ids(const EmbeddingProblem& p) {
 /// The place of every token in its row; empty without offsets.
 AlignedBuffer<std::int64_t> places(const EmbeddingProblem& p) {
   if (p.offsets == nullptr) return {};
-  if (p.offsets[0] != 0 || p.offsets[p.rows] != p.tokens) {
-    refuse("offsets: must run from 0 to the " + std::to_string(p.tokens) + " tokens");
-  }
+  check_offsets(p.offsets, p.rows, p.tokens, "tokens of ids");
   AlignedBuffer<std::int64_t> found(static_cast<std::size_t>(p.tokens));
   for (std::int64_t row = 0; row < p.rows; ++row) {
     const std::int64_t begin = p.offsets[row], length = p.offsets[row + 1] - begin;
-    if (length < 0 || length > p.tokens - begin) {
-      refuse("offsets: must not decrease, at row " + std::to_string(row));
-    }
     if (length > p.positions) {
       refuse("offsets: row " + std::to_string(row) + " has " + std::to_string(length) +
              " tokens, but there are " + std::to_string(p.positions) + " positions");

@@ -3,11 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "base/aligned.h"
+#include "base/offsets.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -43,21 +42,6 @@ class TimeTables {
   std::vector<std::int32_t> cells_;
   std::vector<std::uint64_t> bounds_;
 };
-
-void check_offsets(const HstuAttentionInput& in) {
-  if (in.offsets[0] != 0 || in.offsets[in.rows] != in.tokens) {
-    throw std::invalid_argument("offsets: must run from 0 to the " + std::to_string(in.tokens) +
-                                " tokens of q, found " + std::to_string(in.offsets[0]) + " to " +
-                                std::to_string(in.offsets[in.rows]));
-  }
-  for (std::int64_t row = 0; row < in.rows; ++row) {
-    if (in.offsets[row] > in.offsets[row + 1]) {
-      throw std::invalid_argument("offsets: must not decrease, found " +
-                                  std::to_string(in.offsets[row]) + " before " +
-                                  std::to_string(in.offsets[row + 1]));
-    }
-  }
-}
 
 HstuAttentionProblem problem_of(const HstuAttentionInput& in, const TimeTables& tables) {
   HstuAttentionProblem p{};
@@ -154,7 +138,7 @@ Plan plan_of(const HstuAttentionProblem& p, int products, int threads, bool fixe
 
 void hstu_attention(const HstuAttentionInput& input, float* out, int threads,
                     const KernelTable& table) {
-  check_offsets(input);
+  check_offsets(input.offsets, input.rows, input.tokens, "tokens of q");
   if (input.tokens == 0 || input.heads == 0 || input.width == 0) return;
   const TimeTables tables(input.time_bounds, input.time_bias ? input.buckets : 0);
   const HstuAttentionProblem p = problem_of(input, tables);
@@ -185,7 +169,7 @@ void hstu_attention(const HstuAttentionInput& input, float* out, int threads,
 void hstu_attention_backward(const HstuAttentionInput& input, const HeadsView<const float>& d_out,
                              const HstuAttentionOutput& output, int threads,
                              const KernelTable& table) {
-  check_offsets(input);
+  check_offsets(input.offsets, input.rows, input.tokens, "tokens of q");
   const std::int64_t distances = output.bias ? input.distances : 0;
   const std::int64_t buckets = output.time_bias ? input.buckets : 0;
   if (input.tokens == 0 || input.heads == 0 || input.width == 0) {

@@ -12,6 +12,9 @@ namespace {
 // Multiply-adds a nanosecond on one core, on the low side: when in doubt, stay on one thread.
 constexpr double kRate = 30.0;
 
+// Nanoseconds of a share of the rows: a thread that comes late leaves its shares to the others.
+constexpr double kShare = 300e3;
+
 double cost(std::int64_t a, std::int64_t b, std::int64_t c) {
   return static_cast<double>(a) * static_cast<double>(b) * static_cast<double>(c) / kRate;
 }
@@ -57,8 +60,11 @@ void linear(const PackedLinear& packed, const float* x, std::int64_t x_stride, s
   // Rows are shared where each thread gets some tiles of them, panels otherwise.
   const bool by_rows = tiles >= 2 * worth || tiles >= panels;
   const std::int64_t units = by_rows ? tiles : panels;
-  const std::int64_t shares = std::min<std::int64_t>(worth, units);
-  parallel(shares, static_cast<int>(shares), [&](std::int64_t share) {
+  const double work = cost(rows, packed.inputs, packed.outputs);
+  const std::int64_t each =
+      worth == 1 ? 1 : static_cast<std::int64_t>(std::clamp(work / worth / kShare, 1.0, 8.0));
+  const std::int64_t shares = std::min<std::int64_t>(worth * each, units);
+  parallel(shares, worth, [&](std::int64_t share) {
     AlignedBuffer<float> scratch = floats(kernel.scratch);
     const std::int64_t from = units * share / shares, to = units * (share + 1) / shares;
     if (by_rows) {

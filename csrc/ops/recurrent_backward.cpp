@@ -7,6 +7,7 @@
 
 #include "base/aligned.h"
 #include "base/huge_pages.h"
+#include "base/offsets.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -38,6 +39,7 @@ std::vector<std::int64_t> longest_first(const RecurrentProblem& p) {
 
 void recurrent_backward(const RecurrentProblem& p, const RecurrentGradients& g, int threads,
                         const KernelTable& table) {
+  check_offsets(p.offsets, p.rows, p.tokens, "tokens of x");
   const RecurrentBackwardKernels& kernels = *table.recurrent_backward;
   const std::vector<std::int64_t> order = longest_first(p);
   const std::int64_t longest = p.rows == 0 ? 0 : std::max<std::int64_t>(1, length(p, order[0]));

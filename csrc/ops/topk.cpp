@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "base/aligned.h"
 #include "base/round_up.h"
+#include "base/scratch.h"
 #include "base/thread_pool.h"
 
 namespace seqrec {
@@ -22,13 +22,27 @@ constexpr std::int64_t kPieces = 8;       // pieces of the item table for each t
 class Workspace {
  public:
   Workspace(const TopkProblem& p, const KernelTable& table, std::int64_t queries,
-            std::int64_t limit, std::int64_t capacity, std::int32_t* bound) {
-    const std::int64_t padded = round_up(queries, kTopkQueryPad);
-    const std::int64_t rows = std::min(table.topk->chunk_rows(p.dim), p.num_items) + kTopkRowPad;
-    floats_ = AlignedBuffer<float>(size(padded * p.dim) + size(padded) + size(queries * capacity) +
-                                   size(rows * p.dim) + size(rows));
-    ints_ = AlignedBuffer<std::int32_t>(size(queries * capacity) + size(rows));
-    longs_ = AlignedBuffer<std::int64_t>(size(queries) * 2);
+            std::int64_t limit, std::int64_t capacity, std::int32_t* bound)
+      : Workspace(p, round_up(queries, kTopkQueryPad),
+                  std::min(table.topk->chunk_rows(p.dim), p.num_items) + kTopkRowPad, queries,
+                  limit, capacity, bound) {}
+
+  void begin(const TopkProblem& p, const KernelTable& table, std::int64_t first,
+             std::int64_t queries) {
+    state_.first_query = first;
+    state_.num_queries = queries;
+    table.topk->begin(p, state_);
+  }
+
+  TopkState& state() { return state_; }
+
+ private:
+  Workspace(const TopkProblem& p, std::int64_t padded, std::int64_t rows, std::int64_t queries,
+            std::int64_t limit, std::int64_t capacity, std::int32_t* bound)
+      : floats_(size(padded * p.dim) + size(padded) + size(queries * capacity) +
+                size(rows * p.dim) + size(rows)),
+        ints_(size(queries * capacity) + size(rows)),
+        longs_(size(queries) * 2) {
     state_.limit = limit;
     state_.capacity = capacity;
     state_.packed = take(floats_, float_used_, padded * p.dim);
@@ -43,29 +57,19 @@ class Workspace {
     state_.shared_bound = bound;
   }
 
-  void begin(const TopkProblem& p, const KernelTable& table, std::int64_t first,
-             std::int64_t queries) {
-    state_.first_query = first;
-    state_.num_queries = queries;
-    table.topk->begin(p, state_);
-  }
-
-  TopkState& state() { return state_; }
-
- private:
-  static std::size_t size(std::int64_t n) { return static_cast<std::size_t>(round_up(n, 16)); }
+  static std::int64_t size(std::int64_t n) { return round_up(n, 16); }
 
   template <typename T>
-  static T* take(AlignedBuffer<T>& from, std::size_t& used, std::int64_t n) {
+  static T* take(Scratch<T>& from, std::int64_t& used, std::int64_t n) {
     T* part = from.data() + used;
     used += size(n);
     return part;
   }
 
-  AlignedBuffer<float> floats_;
-  AlignedBuffer<std::int32_t> ints_;
-  AlignedBuffer<std::int64_t> longs_;
-  std::size_t float_used_ = 0, int_used_ = 0, long_used_ = 0;
+  Scratch<float> floats_;
+  Scratch<std::int32_t> ints_;
+  Scratch<std::int64_t> longs_;
+  std::int64_t float_used_ = 0, int_used_ = 0, long_used_ = 0;
   TopkState state_{};
 };
 
@@ -110,17 +114,18 @@ void split_items(const Plan& plan) {
   const std::int64_t chunk = plan.table.topk->chunk_rows(p.dim);
   const std::int64_t wanted = p.num_items / (plan.threads * kPieces);
   const std::int64_t piece = std::max(chunk, round_up(wanted, chunk));
-  std::vector<std::int32_t> bound(static_cast<std::size_t>(p.num_queries), INT32_MIN);
+  Scratch<std::int32_t> bound(p.num_queries);
+  std::fill_n(bound.data(), p.num_queries, INT32_MIN);
   std::vector<std::unique_ptr<Workspace>> work(static_cast<std::size_t>(plan.threads));
+  for (auto& each : work) {
+    each = std::make_unique<Workspace>(p, plan.table, plan.group, plan.limit, plan.capacity,
+                                       bound.data());
+  }
   for (std::int64_t first = 0; first < p.num_queries; first += plan.group) {
     const std::int64_t queries = std::min(plan.group, p.num_queries - first);
     std::atomic<std::int64_t> next{0};
     parallel(plan.threads, plan.threads, [&](std::int64_t worker) {
       auto& mine = work[static_cast<std::size_t>(worker)];
-      if (!mine) {
-        mine = std::make_unique<Workspace>(p, plan.table, plan.group, plan.limit, plan.capacity,
-                                           bound.data());
-      }
       mine->begin(p, plan.table, first, queries);
       for (;;) {
         const std::int64_t from = next.fetch_add(1, std::memory_order_relaxed) * piece;
@@ -129,16 +134,12 @@ void split_items(const Plan& plan) {
       }
     });
     const auto merge = [&](std::int64_t begin, std::int64_t end) {
-      AlignedBuffer<float> scores;
-      AlignedBuffer<std::int32_t> ids;
       for (std::int64_t q = begin; q < end; ++q) {
         std::int64_t total = 0;
         for (const auto& each : work) total += each->state().count[q];
-        const auto room = static_cast<std::size_t>(round_up(total, kTopkPad));
-        if (room > scores.size()) {
-          scores = AlignedBuffer<float>(room);
-          ids = AlignedBuffer<std::int32_t>(room);
-        }
+        const std::int64_t room = round_up(total, kTopkPad);
+        Scratch<float> scores(room);
+        Scratch<std::int32_t> ids(room);
         std::int64_t at = 0;
         for (const auto& each : work) {
           const TopkState& s = each->state();

@@ -11,6 +11,7 @@
 
 #include "base/huge_pages.h"
 #include "base/round_up.h"
+#include "base/scratch.h"
 #include "base/thread_pool.h"
 #include "ops/topk.h"
 
@@ -25,6 +26,7 @@ constexpr float kMostBias = 0x1p100f;
 constexpr float kLeastScale = 0x1p-100f;
 
 constexpr std::int64_t kGroupQueries = 64;  // queries scanned together
+constexpr std::int64_t kOwnQueries = 4;     // a thread with this many scans the table for itself
 constexpr std::int64_t kPieces = 8;         // pieces of the table for each thread
 constexpr std::int64_t kScratchBytes = std::int64_t{256} << 20;
 
@@ -122,11 +124,11 @@ namespace {
 class Int8Queries {
  public:
   Int8Queries(const TopkProblem& p, const Int8Items& items, int levels)
-      : quads_(static_cast<std::size_t>(p.num_queries * items.quads), 0),
-        queries_(static_cast<std::size_t>(p.num_queries)) {
+      : quads_(p.num_queries * items.quads), queries_(p.num_queries) {
     for (std::int64_t q = 0; q < p.num_queries; ++q) {
       std::int32_t* quads = quads_.data() + q * items.quads;
-      queries_[static_cast<std::size_t>(q)] = make(p.queries + q * p.dim, p.dim, levels, quads);
+      std::fill_n(quads, items.quads, 0);
+      queries_[q] = make(p.queries + q * p.dim, p.dim, levels, quads);
     }
   }
 
@@ -167,22 +169,23 @@ class Int8Queries {
     return {quads, -128 * sum, step, raised(rest + rounding), raised(norm + rounding), slack};
   }
 
-  std::vector<std::int32_t> quads_;
-  std::vector<Int8Query> queries_;
+  Scratch<std::int32_t> quads_;
+  Scratch<Int8Query> queries_;
 };
 
 /// The candidates of one thread.
 class Candidates {
  public:
   Candidates(std::int64_t queries, std::int64_t capacity, std::int64_t limit, std::int32_t* bound)
-      : floats_(static_cast<std::size_t>(queries * (2 * capacity + 1))),
-        ids_(static_cast<std::size_t>(queries * capacity)),
-        longs_(static_cast<std::size_t>(queries * 2)) {
+      : floats_(queries * (2 * capacity + 1) + kInt8OpeningFloats),
+        ids_(queries * capacity),
+        longs_(queries * 2) {
     state_.limit = limit;
     state_.capacity = capacity;
-    state_.scores = floats_.data();
-    state_.upper = floats_.data() + queries * capacity;
-    state_.threshold = floats_.data() + 2 * queries * capacity;
+    state_.opening = floats_.data();
+    state_.scores = state_.opening + kInt8OpeningFloats;
+    state_.upper = state_.scores + queries * capacity;
+    state_.threshold = state_.upper + queries * capacity;
     state_.ids = ids_.data();
     state_.count = longs_.data();
     state_.seen_next = longs_.data() + queries;
@@ -193,9 +196,9 @@ class Candidates {
   const TopkState& state() const { return state_; }
 
  private:
-  AlignedBuffer<float> floats_;
-  AlignedBuffer<std::int32_t> ids_;
-  AlignedBuffer<std::int64_t> longs_;
+  Scratch<float> floats_;
+  Scratch<std::int32_t> ids_;
+  Scratch<std::int64_t> longs_;
   TopkState state_{};
 };
 
@@ -248,8 +251,8 @@ void search(const TopkProblem& p, const Int8Items& items, int threads, const Ker
                                  ? std::max<std::int64_t>(items.num_blocks, 1)
                                  : std::max<std::int64_t>(64, items.num_blocks / (worth * kPieces));
 
-  std::vector<std::int32_t> bound(worth > 1 ? static_cast<std::size_t>(p.num_queries) : 0,
-                                  std::numeric_limits<std::int32_t>::min());
+  Scratch<std::int32_t> bound(worth > 1 ? p.num_queries : 0);
+  std::fill_n(bound.data(), bound.size(), std::numeric_limits<std::int32_t>::min());
   std::vector<std::unique_ptr<Candidates>> work(static_cast<std::size_t>(worth));
   for (auto& each : work) {
     each = std::make_unique<Candidates>(group, capacity, limit, worth > 1 ? bound.data() : nullptr);
@@ -307,11 +310,26 @@ void score_topk_int8(const TopkProblem& problem, const Int8Table& items_as_bytes
     }
     float* scores = out_scores + first * p.k;
     std::int64_t* ids = out_ids + first * p.k;
-    if (bounded) {
-      search(part, items, threads, table, scores, ids);
-    } else {
+    if (!bounded) {
       score_topk(part, threads, table, scores, ids);
+      continue;
     }
+    // With queries enough each thread takes some of them, and none waits for another's candidates.
+    const double cost = 10e3 * static_cast<double>(part.num_queries);
+    const int worth = threads_worth(cost, threads);
+    const bool own = part.num_queries >= kOwnQueries * worth;
+    const std::int64_t shares = own ? worth : 1;
+    parallel(shares, static_cast<int>(shares), [&](std::int64_t share) {
+      const std::int64_t from = part.num_queries * share / shares;
+      TopkProblem mine = part;
+      mine.queries = part.queries + from * p.dim;
+      mine.num_queries = part.num_queries * (share + 1) / shares - from;
+      if (mine.seen.values != nullptr) {
+        mine.seen.offsets += from;
+        mine.seen.rows = mine.num_queries;
+      }
+      search(mine, items, own ? 1 : threads, table, scores + from * p.k, ids + from * p.k);
+    });
   }
 }
 

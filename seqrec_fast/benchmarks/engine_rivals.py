@@ -61,9 +61,7 @@ class RivalStack:
         name: ``"onnxruntime+faiss"`` and so on.
     """
 
-    def __init__(
-        self, name: str, encode: Encode, search: Search, window: int, unit: bool
-    ) -> None:
+    def __init__(self, name: str, encode: Encode, search: Search, window: int, unit: bool) -> None:
         self.name = name
         self._encode, self._search = encode, search
         self._window, self._unit = window, unit

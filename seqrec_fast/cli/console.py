@@ -23,8 +23,10 @@ __all__ = [
     "error_line",
     "number",
     "print_json",
+    "read_ids",
     "say",
     "table",
+    "weight_forms",
     "whole_number",
 ]
 
@@ -149,6 +151,37 @@ def cutoffs(text: str) -> tuple[int, ...]:
     """An argparse type: one or more cut-offs, ``10`` or ``5,10,20``."""
     parse = whole_number(1)
     return tuple(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+
+
+def weight_forms(text: str) -> tuple[str, ...]:
+    """An argparse type: one or more forms of weights, ``int8`` or ``float32,bfloat16``."""
+    from seqrec_fast.engine.precision import checked_weights
+
+    try:
+        return tuple(dict.fromkeys(checked_weights(part.strip()) for part in text.split(",")))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("weights: ")) from None
+
+
+def read_ids(option: str, path: str | os.PathLike[str]) -> list[str]:
+    """Raw ids from a file of one a line; blank lines mean nothing.
+
+    Args:
+        option: the option that named the file, for the message.
+        path: the file.
+
+    Raises:
+        InputError: no id in it, or it is not text.
+        OSError: it can't be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{option}: {path} is not text in utf-8; write one id a line") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise InputError(f"{option}: no id in {path}; write one id a line")
+    return found
 
 
 # -------------------------------------------------------------------- outputs

@@ -4,10 +4,18 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from seqrec_fast.cli.console import check_threads, cutoffs, print_json, say, whole_number
+from seqrec_fast.cli.console import (
+    check_threads,
+    cutoffs,
+    print_json,
+    say,
+    weight_forms,
+    whole_number,
+)
 from seqrec_fast.cli.figures import figures_table
 from seqrec_fast.cli.log_options import add_log_options, clean, open_log, split_log, with_recorded
 from seqrec_fast.errors import InputError
@@ -27,12 +35,16 @@ examples:
   seqrec-fast evaluate bundle events.csv --k 10
   seqrec-fast evaluate bundle events.csv --k 5,10,20 --json
   seqrec-fast evaluate bundle newer.parquet --split by-time --test 0.05
+  seqrec-fast evaluate bundle events.csv --weights bfloat16,int8
 
 Options of reading, cleaning and splitting that are not given are those that the bundle was trained
 with, so that on the same log the figures are those of the training. Every item of the bundle is
 ranked for every user; items of the history are left out, ties count against the model. Targets
 that the bundle does not know count as misses; users without any known event in their history get
 the most popular items, as recommend gives them. Both are counted and reported.
+
+--weights measures what smaller weights would cost: the figures of each form stand beside those of
+float32, and the NDCG that is lost is given for each cut-off.
 """
 
 _ROWS = 2048  # users encoded at once: bounds the memory of the encoder
@@ -50,6 +62,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--include-seen", action="store_true", help="rank the items of the history too"
+    )
+    parser.add_argument(
+        "--weights",
+        type=weight_forms,
+        action="extend",
+        metavar="FORM,...",
+        help="float32, bfloat16 (all matrices), int8 (item vectors); may be repeated; the loss is "
+        "told against float32 (default: float32)",
     )
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="(default: all cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
@@ -91,17 +111,24 @@ def run(args: Namespace) -> int:
     protocol = describe_protocol(split, refit=bool(bundle.training.get("refitted")))
     if args.on == "validation":
         protocol += ", validation events"
-    figures = _figures(bundle, task, args, protocol, threads)
+    forms = tuple(dict.fromkeys(("float32", *(args.weights or ()))))
+    figures = _figures(bundle, task, args, protocol, threads, forms)
+    plain, popular = figures["float32"], figures["popularity"]
+    losses = {form: _losses(plain, figures[form], args.k) for form in forms[1:]}
     unknown_targets = int((~task.target_known).sum())
     result: dict[str, Any] = {
         "bundle": str(args.bundle),
         "log": str(args.log),
         "model": bundle.config["model"],
-        "protocol": figures["model"].protocol,
-        "users": figures["model"].users,
+        "protocol": plain.protocol,
+        "users": plain.users,
         "items": len(bundle.items),
-        "metrics": figures["model"].values,
-        "popularity": figures["popularity"].values,
+        "metrics": plain.values,
+        "weights": {
+            form: {"metrics": figures[form].values, "ndcg_loss": loss}
+            for form, loss in losses.items()
+        },
+        "popularity": popular.values,
         "unknown": {
             "targets": unknown_targets,
             "history_events": task.unknown_events,
@@ -115,14 +142,16 @@ def run(args: Namespace) -> int:
     if filled:
         chosen = ", ".join(f"{name.replace('_', '-')}={value}" for name, value in filled.items())
         say(f"as in training: {chosen}")
-    say(
-        figures_table(
-            {
-                bundle.config["model"]: figures["model"].to_dict(),
-                "popularity": figures["popularity"].to_dict(),
-            }
+    columns = {bundle.config["model"]: plain, **{form: figures[form] for form in losses}}
+    columns["popularity"] = popular
+    say(figures_table({title: one.to_dict() for title, one in columns.items()}))
+    for form, loss in losses.items():
+        told = ", ".join(
+            f"{name} {lost['absolute']:+.5f}"
+            + ("" if lost["share"] is None else f" ({lost['share']:+.2%})")
+            for name, lost in loss.items()
         )
-    )
+        say(f"loss of {form} against float32: {told}")
     if unknown_targets or task.unknown_events or task.empty:
         say(
             f"not in the bundle: {unknown_targets:,} targets (counted as misses), "
@@ -173,12 +202,28 @@ def _translate(holdout: Holdout, items: Any, bundle: Bundle) -> _Task:
     )
 
 
+def _losses(
+    plain: Metrics, rounded: Metrics, cuts: Sequence[int]
+) -> dict[str, dict[str, float | None]]:
+    """What is lost of each NDCG: the difference, and its share of the float32 figure."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name in (f"NDCG@{k}" for k in cuts):
+        lost = plain[name] - rounded[name]
+        found[name] = {"absolute": lost, "share": lost / plain[name] if plain[name] else None}
+    return found
+
+
 def _figures(
-    bundle: Bundle, task: _Task, args: Namespace, protocol: str, threads: int | None
+    bundle: Bundle,
+    task: _Task,
+    args: Namespace,
+    protocol: str,
+    threads: int | None,
+    forms: Sequence[str],
 ) -> dict[str, Metrics]:
+    """Figures of the model in each form of weights, and of popularity, by name."""
     import numpy as np
 
-    from seqrec_fast.engine.encoders import build_encoder
     from seqrec_fast.evaluation import (
         Metrics,
         evaluate,
@@ -187,39 +232,56 @@ def _figures(
         rank_targets,
     )
 
-    encoder = build_encoder(bundle.config, bundle.tensors)
-    items, bias = encoder.item_vectors, encoder.item_bias
-    known = task.known
-    queries = np.zeros((len(known.histories), items.shape[1]), dtype=np.float32)
-    rows = np.flatnonzero(np.diff(known.histories.offsets))
-    for begin in range(0, len(rows), _ROWS):
-        part = rows[begin : begin + _ROWS]
-        queries[part] = encoder.encode(known.histories.select(part))
+    known, items = task.known, len(bundle.items)
     options: dict[str, Any] = {
         "k": args.k,
         "exclude_seen": not args.include_seen,
         "protocol": protocol,
         "threads": threads,
     }
-    found = {
-        "model": evaluate(queries, items, bias, known, popularity=bundle.popularity, **options),
-        "popularity": evaluate_popularity(known, bundle.popularity, **options),
-    }
-    if task.target_known.all() and not task.empty:
-        return found
-
     seen = None if args.include_seen else known.histories
-    counts = np.unique(bundle.popularity, return_inverse=True)[1].reshape(-1).astype(np.float32)
-    nothing = np.zeros((len(queries), 1), np.float32), np.zeros((len(items), 1), np.float32)
     common: dict[str, Any] = {"targets": known.targets, "seen": seen, "threads": threads}
-    popular = rank_targets(*nothing, counts, **common)
-    ranked = rank_targets(queries, items, bias, **common)
-    without = np.repeat(np.diff(known.histories.offsets) == 0, np.diff(known.targets.offsets))
+    partly_known = not task.target_known.all() or task.empty > 0
     users = int((np.diff(task.target_offsets) > 0).sum())
-    for name, part in (("model", np.where(without, popular, ranked)), ("popularity", popular)):
+
+    def counted(found: Metrics, part: NDArray[np.int64]) -> Metrics:
         # A target that can't be ranked is behind every item: its user stays in the averages.
-        ranks = np.full(len(task.target_known), len(items) + 1, dtype=np.int64)
+        ranks = np.full(len(task.target_known), items + 1, dtype=np.int64)
         ranks[task.target_known] = part
         values = metrics_from_ranks(ranks, task.target_offsets, args.k)
-        found[name] = Metrics({**found[name].values, **values}, users, found[name].protocol)
-    return found
+        return Metrics({**found.values, **values}, users, found.protocol)
+
+    popularity = evaluate_popularity(known, bundle.popularity, **options)
+    if partly_known:
+        counts = np.unique(bundle.popularity, return_inverse=True)[1].reshape(-1).astype(np.float32)
+        nothing = np.zeros((len(known.histories), 1), np.float32), np.zeros((items, 1), np.float32)
+        popular = rank_targets(*nothing, counts, **common)
+        popularity = counted(popularity, popular)
+        without = np.repeat(np.diff(known.histories.offsets) == 0, np.diff(known.targets.offsets))
+    found: dict[str, Metrics] = {}
+    for form in forms:
+        queries, vectors, bias = _vectors(bundle, known, form)
+        figures = evaluate(queries, vectors, bias, known, popularity=bundle.popularity, **options)
+        if partly_known:
+            ranked = rank_targets(queries, vectors, bias, **common)
+            figures = counted(figures, np.where(without, popular, ranked))
+        found[form] = figures
+    return {**found, "popularity": popularity}
+
+
+def _vectors(
+    bundle: Bundle, known: Holdout, form: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+    """User embeddings (zeros without a known history), item vectors and biases in one form."""
+    import numpy as np
+
+    from seqrec_fast.engine.encoders import build_encoder
+    from seqrec_fast.engine.precision import apply_weights, checked_weights
+
+    encoder = build_encoder(bundle.config, apply_weights(bundle.tensors, checked_weights(form)))
+    queries = np.zeros((len(known.histories), encoder.item_vectors.shape[1]), dtype=np.float32)
+    rows = np.flatnonzero(np.diff(known.histories.offsets))
+    for begin in range(0, len(rows), _ROWS):
+        part = rows[begin : begin + _ROWS]
+        queries[part] = encoder.encode(known.histories.select(part))
+    return queries, encoder.item_vectors, encoder.item_bias

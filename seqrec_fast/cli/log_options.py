@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that say how a log is read, cleaned and split; shared by ``train`` and ``evaluate``.
+"""Options that say how a log is read, cleaned and split; shared by the commands that take one.
 
 Every option of cleaning and splitting has the default ``None``: ``train`` fills in what the
 library's functions take by default and writes all of it into the bundle, and ``evaluate`` takes
@@ -10,7 +10,7 @@ way without repeating the options.
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from seqrec_fast.cli.console import number, whole_number
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 __all__ = [
     "SPLITS",
     "add_log_options",
+    "add_table_options",
     "clean",
     "given_options",
     "open_log",
     "split_log",
+    "table_options",
     "with_recorded",
 ]
 
@@ -53,25 +55,7 @@ _SPLIT = ("split", "validation", "test", "min_history")
 
 def add_log_options(parser: ArgumentParser) -> None:
     """Adds the options in three groups: reading, cleaning, splitting."""
-    read = parser.add_argument_group(
-        "reading the log", "columns are recognised by their usual names unless they are given"
-    )
-    for column in _COLUMNS:
-        read.add_argument(
-            f"--{column}",
-            type=_column,
-            metavar="COLUMN",
-            help=f"column of the {column}: its name, or its number from 0",
-        )
-    read.add_argument("--format", choices=_FORMATS, help="form of the log (default: recognised)")
-    read.add_argument("--delimiter", metavar="TEXT", help=r"separator of columns, '\t' for a tab")
-    read.add_argument("--encoding", metavar="NAME", help="encoding of a text file (default: utf-8)")
-    read.add_argument(
-        "--header",
-        type=_header,
-        metavar="NAMES",
-        help="'none' if the first line holds values, or the names: user,item,time",
-    )
+    read = add_table_options(parser, _COLUMNS)
     read.add_argument(
         "--first",
         choices=("user", "item"),
@@ -85,7 +69,6 @@ def add_log_options(parser: ArgumentParser) -> None:
     read.add_argument(
         "--title", type=_column, metavar="COLUMN", help="column of the title in the item table"
     )
-    read.add_argument("--memory", metavar="SIZE", default="2GiB", help="limit (default: 2GiB)")
 
     tidy = parser.add_argument_group("cleaning", "each step is counted in the report")
     for side in ("user", "item"):
@@ -139,6 +122,40 @@ def add_log_options(parser: ArgumentParser) -> None:
     )
 
 
+def add_table_options(parser: ArgumentParser, columns: Sequence[str]) -> Any:
+    """Adds what says how a file is read and which columns it has; returns the group."""
+    read = parser.add_argument_group(
+        "reading the log", "columns are recognised by their usual names unless they are given"
+    )
+    for column in columns:
+        read.add_argument(
+            f"--{column}",
+            type=_column,
+            metavar="COLUMN",
+            help=f"column of the {column}: its name, or its number from 0",
+        )
+    read.add_argument("--format", choices=_FORMATS, help="form of the log (default: recognised)")
+    read.add_argument("--delimiter", metavar="TEXT", help=r"separator of columns, '\t' for a tab")
+    read.add_argument("--encoding", metavar="NAME", help="encoding of a text file (default: utf-8)")
+    read.add_argument(
+        "--header",
+        type=_header,
+        metavar="NAMES",
+        help="'none' if the first line holds values, or the names: user,item,time",
+    )
+    read.add_argument("--memory", metavar="SIZE", default="2GiB", help="limit (default: 2GiB)")
+    return read
+
+
+def table_options(args: Namespace, columns: Sequence[str]) -> dict[str, Any]:
+    """The values of :func:`add_table_options` for ``data.read_log``, but for ``memory``."""
+    names = (*columns, "format", "delimiter", "encoding", "header")
+    options = {name: getattr(args, name) for name in names}
+    if options["delimiter"] is not None:
+        options["delimiter"] = _unescaped(options["delimiter"])
+    return options
+
+
 def given_options(args: Namespace) -> dict[str, Any]:
     """The options that the user gave, ready for JSON: what a bundle records."""
     names = (*_READ, *_ITEMS, *_CLEAN, *_SPLIT)
@@ -181,9 +198,7 @@ def open_log(args: Namespace, path: str, *, threads: int | None = None) -> Log:
     """
     from seqrec_fast.data import read_log
 
-    options = {name: getattr(args, name) for name in _READ}
-    if options["delimiter"] is not None:
-        options["delimiter"] = _unescaped(options["delimiter"])
+    options = {**table_options(args, _COLUMNS), "first": args.first}
     for name in ("item_id", "title"):
         if getattr(args, name) is not None and args.items is None:
             raise InputError(

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "full-ranking metrics of a bundle on a log, popularity beside it",
     "recommend": "items for a history of raw ids",
     "serve": "a bundle behind HTTP, with health, metrics and a page to try it",
+    "batch": "items for every user of a file, into another file",
     "info": "what this installation can do, or what a bundle holds",
     "bench": "speed of the kernels here, beside other libraries",
 }

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import csv
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any
 
-from seqrec_fast.cli.console import check_threads, print_json, say, table, whole_number
+from seqrec_fast.cli.console import check_threads, print_json, read_ids, say, table, whole_number
 from seqrec_fast.errors import InputError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -103,18 +102,11 @@ def _ids(option: str, text: str) -> list[str]:
         InputError: no id in it, or a file that can't be read as text.
     """
     if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise InputError(
-                f"{option}: {text[1:]} is not text in utf-8; write one id a line"
-            ) from None
-        found = [line.strip() for line in lines]
-    else:
-        try:
-            found = [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
-        except csv.Error as error:
-            raise InputError(f"{option}: {error}; separate ids with commas") from None
+        return read_ids(option, text[1:])
+    try:
+        found = [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
+    except csv.Error as error:
+        raise InputError(f"{option}: {error}; separate ids with commas") from None
     found = [item for item in found if item]
     if not found:
         raise InputError(

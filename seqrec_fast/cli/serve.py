@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from argparse import ArgumentParser, Namespace
 
 from seqrec_fast.cli.console import check_threads, number, say, whole_number
@@ -110,6 +112,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="S",
         help="from SIGTERM to the end of listening (default: 2)",
     )
+    parser.add_argument("--json", action="store_true", help="tell the address as one JSON object")
     parser.add_argument(
         "--log-level", choices=_LEVELS, default="warning", help="(default: warning)"
     )
@@ -163,12 +166,19 @@ def run(args: Namespace) -> int:
         deadline=None if args.deadline_ms is None else args.deadline_ms / 1e3,
         reload=args.allow_reload,
     )
+
+    def started(address: str) -> None:
+        if args.json:  # in one line, so that a reader knows when it is complete
+            say(json.dumps({"url": address, "bundle": args.bundle, "pid": os.getpid()}))
+        else:
+            say(f"serving {args.bundle} at {address}")
+
     serve(
         app,
         host=args.host,
         port=args.port,
         grace=args.grace,
         log_level=args.log_level,
-        started=lambda address: say(f"serving {args.bundle} at {address}"),
+        started=started,
     )
     return 0

@@ -23,7 +23,7 @@ from seqrec_fast.errors import InputError
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Encoded", "encode", "to_vocabulary"]
+__all__ = ["Encoded", "encode", "id_expression", "to_vocabulary"]
 
 _INTEGERS = frozenset(
     ["TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"]
@@ -80,7 +80,7 @@ def encode(
     notes: list[str] = []
     expressions: dict[str, str] = {}
     for role in ("user", "item"):
-        expressions[role] = _id_expression(workspace, relation, role, columns[role], source, notes)
+        expressions[role] = id_expression(workspace, relation, role, columns[role], source, notes)
     if "event" in relation.types:
         _check_scalar(relation.types["event"], "event", columns["event"], source)
         expressions["event"] = "nullif(\"event\"::VARCHAR, '')"
@@ -143,7 +143,7 @@ def _check_scalar(kind: str, role: str, column: str, source: str) -> None:
         )
 
 
-def _id_expression(
+def id_expression(
     workspace: Workspace,
     relation: Relation,
     role: str,
@@ -151,6 +151,19 @@ def _id_expression(
     source: str,
     notes: list[str],
 ) -> str:
+    """SQL for the ids of a column, as BIGINT or as text; NULL where one is missing.
+
+    Args:
+        workspace: the engine.
+        relation: the log.
+        role: ``"user"`` or ``"item"``, a column of ``relation``.
+        column: its name in the log, for messages.
+        source: the log, for messages.
+        notes: receives what was recognised.
+
+    Raises:
+        InputError: the column holds something that is no id, such as fractions or lists.
+    """
     kind = relation.types[role]
     _check_scalar(kind, role, column, source)
     if kind in _INTEGERS:

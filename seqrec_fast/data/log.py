@@ -26,7 +26,7 @@ from seqrec_fast.errors import InputError
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Log", "log_from_columns", "read_log"]
+__all__ = ["Log", "expand_files", "log_from_columns", "read_log"]
 
 DEFAULT_MEMORY = "2GiB"
 
@@ -170,7 +170,7 @@ def read_log(
         not isinstance(threads, int) or isinstance(threads, bool) or threads < 1
     ):
         raise InputError(f"threads: must be an integer of at least 1, found {threads!r}")
-    files = _expand(path)
+    files = expand_files(path)
     heads = [read_head(file, encoding) for file in files]
     format_found = find_format(heads[0], format, delimiter)
     for head in heads[1:]:
@@ -213,8 +213,15 @@ def read_log(
     return replace(log, notes=tuple(notes))
 
 
-def _expand(path: Any) -> tuple[Path, ...]:
-    """The files that ``path`` stands for."""
+def expand_files(path: Any) -> tuple[Path, ...]:
+    """The files that a path stands for, in the order in which their rows count.
+
+    Args:
+        path: a file, a folder of Parquet files, a pattern, or a list of files.
+
+    Raises:
+        InputError: no file is meant, or a folder without Parquet.
+    """
     if not isinstance(path, str | os.PathLike):
         if not isinstance(path, Iterable):
             raise InputError(f"path: must be a path or a list of paths, found {path!r}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["ROLES", "choose_columns", "choose_title", "looks_like_header", "resolve"]
+__all__ = ["ROLES", "choose_columns", "choose_title", "looks_like_header", "recognise", "resolve"]
 
 ROLES = ("user", "item", "time", "event", "rating", "weight")
 """The parts that an event can have; the first two every log must have."""
@@ -60,6 +60,8 @@ _NAMES: dict[str, tuple[frozenset[str], ...]] = {
     ),
     "weight": (_tier("weight weights eventweight sampleweight"),),
 }
+# Names of a column that holds all items of a user.
+_HISTORIES = (_tier("history histories itemhistory sequence sequences itemsequence itemids"),)
 _TITLES = (
     _tier(
         "title titles movietitle producttitle itemtitle booktitle songtitle trackname headline "
@@ -120,6 +122,19 @@ def _by_name(tiers: Sequence[frozenset[str]], columns: Sequence[str], taken: set
         if found:
             return found
     return []
+
+
+def recognise(role: str, columns: Sequence[str]) -> list[int]:
+    """Positions of the columns whose names say that they are of this role.
+
+    Args:
+        role: one of :data:`ROLES`, or ``"history"`` for a list of items a user.
+        columns: the names that there are.
+
+    Returns:
+        None, one, or several that are equally likely.
+    """
+    return _by_name(_HISTORIES if role == "history" else _NAMES[role], columns, set())
 
 
 def choose_columns(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from seqrec_fast import bundle as bundles
 from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
+from seqrec_fast.engine.precision import Weights, checked_weights
 from seqrec_fast.engine.requests import (
     Filter,
     Histories,
@@ -27,7 +28,7 @@ from seqrec_fast.engine.requests import (
     parse_ids,
     whole_number,
 )
-from seqrec_fast.engine.selection import best, select
+from seqrec_fast.engine.selection import best, common_mask, select
 from seqrec_fast.engine.served import ServedModel
 from seqrec_fast.errors import BundleError, InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["Recommendation", "Recommender"]
 
 _USERS_AT_ONCE = 8192  # bounds the memory of a large request; each part is one native call
+
+_NO_FILTER = Filter(None, None, [])
 
 
 class Recommendation:
@@ -94,28 +97,40 @@ class Recommender:
     :meth:`swap` puts another model in place.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, weights: Weights | str = "float32"
+    ) -> None:
         """Serves a bundle that is in memory.
 
         Args:
             bundle: the model.
             threads: cores that one call may use; ``None`` takes the default of the native pool.
+            weights: ``"float32"``; ``"bfloat16"``, which rounds all matrices; or ``"int8"``, which
+                quantises the item vectors. ``seqrec-fast evaluate`` measures what it costs.
 
         Raises:
-            InputError: weights that do not fit the configuration, or an impossible ``threads``.
+            InputError: weights that do not fit the configuration, an impossible ``threads`` or an
+                unknown form of ``weights``.
         """
         self._threads = _checked_threads(threads)
-        self._current = ServedModel(bundle)
+        self._weights = checked_weights(weights)
+        self._current = ServedModel(bundle, self._weights)
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        weights: Weights | str = "float32",
+        verify: bool = True,
     ) -> Recommender:
         """Loads a bundle from disk.
 
         Args:
             path: the folder.
             threads: as in the constructor.
+            weights: as in the constructor.
             verify: compare the files with their checksums; ``False`` starts faster.
 
         Raises:
@@ -123,7 +138,8 @@ class Recommender:
         """
         made = cls.__new__(cls)
         made._threads = _checked_threads(threads)
-        made._current = _served(path, verify)
+        made._weights = checked_weights(weights)
+        made._current = _served(path, made._weights, verify)
         return made
 
     # ---------------------------------------------------------------- recommendations
@@ -170,6 +186,54 @@ class Recommender:
             rows = np.arange(begin, min(begin + _USERS_AT_ONCE, users))
             answers += self._answer(model, rows, parsed, count, bool(exclude_seen), allowed, denied)
         return answers
+
+    def recommend_arrays(
+        self,
+        histories: JaggedBatch[Any],
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        blocked: NDArray[Any] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The best items for each user, by item index: no raw ids, no objects, one array each.
+
+        Args:
+            histories: int32 item indices (places in :attr:`item_ids`), oldest first. A row without
+                items gets the most popular ones, with their event counts as scores.
+            k: how many items; may exceed the number of items.
+            exclude_seen: as in :meth:`recommend`.
+            blocked: bool ``[num_items]``, true for the items that nobody may get.
+
+        Returns:
+            Scores float32 ``[users, k]``, descending, and indices int64 ``[users, k]``; minus
+            infinity and -1 where fewer are left. Equal scores stand by ascending index.
+
+        Raises:
+            InputError: another type or shape, or an index that is no item.
+        """
+        wanted = whole_number("k", k)
+        model = self._current
+        items = len(model.items)
+        known = _checked_indices(histories, items)
+        denied = _NO_FILTER
+        if blocked is not None:
+            mask = np.asarray(blocked)
+            if mask.shape != (items,) or mask.dtype != np.bool_:
+                raise InputError(
+                    f"blocked: expected bool of shape ({items},), found {mask.dtype} of "
+                    f"shape {mask.shape}"
+                )
+            denied = Filter(np.flatnonzero(mask).astype(np.int32), None, [])
+        scores = np.full((len(known), wanted), -np.inf, dtype=np.float32)
+        ids = np.full((len(known), wanted), -1, dtype=np.int64)
+        count = min(wanted, items)
+        for begin in range(0, len(known), _USERS_AT_ONCE):
+            rows = np.arange(begin, min(begin + _USERS_AT_ONCE, len(known)))
+            part = known.select(rows)
+            scores[rows, :count], ids[rows, :count] = self._rank(
+                model, part, count, bool(exclude_seen), _NO_FILTER, denied, rows
+            )
+        return scores, ids
 
     def similar_items(self, item: Any, k: int = 10) -> Recommendation:
         """The items whose vectors point most nearly the same way (cosine).
@@ -329,7 +393,7 @@ class Recommender:
         Raises:
             BundleError, InputError: as :meth:`load` and the constructor; the model in place stays.
         """
-        self._current = _served(bundle, verify)
+        self._current = _served(bundle, self._weights, verify)
 
     # ---------------------------------------------------------------- facts
 
@@ -349,7 +413,10 @@ class Recommender:
         return self._current.version
 
     def info(self) -> dict[str, Any]:
-        """``model, version, num_items, dim, parameters, titles, threads, config, metrics``."""
+        """What serves: ``model, version, num_items, dim, parameters, titles, threads, weights``.
+
+        And ``config`` and ``metrics`` of the bundle.
+        """
         model = self._current
         return {
             "model": model.config["model"],
@@ -359,6 +426,7 @@ class Recommender:
             "parameters": model.parameters,
             "titles": model.table is not None and model.table.title_column is not None,
             "threads": self._threads or native.get_num_threads(),
+            "weights": self._weights,
             "config": dict(model.config),
             "metrics": dict(model.metrics),
         }
@@ -403,9 +471,42 @@ class Recommender:
     ) -> list[Recommendation]:
         """Recommendations of some users of a request."""
         known = histories.known.select(rows)
-        ids = np.empty((len(rows), k), dtype=np.int64)
-        scores = np.empty((len(rows), k), dtype=np.float32)
+        scores, ids = self._rank(model, known, k, exclude_seen, allowed, denied, rows)
         has_history = known.lengths > 0
+        return [
+            Recommendation(
+                model,
+                ids[at][ids[at] >= 0],
+                scores[at][ids[at] >= 0],
+                histories.unknown[row],
+                None if has_history[at] else "popularity",
+                allowed.unknown[row] + denied.unknown[row],
+            )
+            for at, row in enumerate(rows.tolist())
+        ]
+
+    def _rank(
+        self,
+        model: ServedModel,
+        known: JaggedBatch[Any],
+        k: int,
+        exclude_seen: bool,
+        allowed: Filter,
+        denied: Filter,
+        rows: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and item indices ``[users, k]``; ``rows`` are the users' places in the request."""
+        has_history = known.lengths > 0
+        threads = self._threads or 0
+        if has_history.all() and allowed.per_user is None and denied.per_user is None:
+            blocked = common_mask(len(model.items), allowed.common, denied.common)
+            values = known.values if exclude_seen else None
+            offsets = known.offsets if exclude_seen else None
+            return model.encoder.native.recommend(
+                known.values, known.offsets, values, offsets, blocked, k, threads
+            )
+        ids = np.empty((len(known), k), dtype=np.int64)
+        scores = np.empty((len(known), k), dtype=np.float32)
         for scorer, part in (
             (model.scorer, np.flatnonzero(has_history)),
             (model.popular, np.flatnonzero(~has_history)),
@@ -421,25 +522,15 @@ class Recommender:
             scores[part], ids[part] = select(
                 scorer, queries, k, seen, allowed, denied, rows[part], self._threads
             )
-        return [
-            Recommendation(
-                model,
-                ids[at][ids[at] >= 0],
-                scores[at][ids[at] >= 0],
-                histories.unknown[row],
-                None if has_history[at] else "popularity",
-                allowed.unknown[row] + denied.unknown[row],
-            )
-            for at, row in enumerate(rows.tolist())
-        ]
+        return scores, ids
 
 
-def _served(bundle: Bundle | str | os.PathLike[str], verify: bool) -> ServedModel:
+def _served(bundle: Bundle | str | os.PathLike[str], weights: Weights, verify: bool) -> ServedModel:
     if isinstance(bundle, Bundle):
-        return ServedModel(bundle)
+        return ServedModel(bundle, weights)
     content = bundles.load(bundle, verify=verify)
     try:
-        return ServedModel(content)
+        return ServedModel(content, weights)
     except InputError as error:
         raise BundleError(f"{os.fspath(bundle)}: {error}") from None
 
@@ -451,3 +542,23 @@ def _checked_threads(threads: int | None) -> int | None:
     if count > native.MAX_THREADS:
         raise InputError(f"threads: at most {native.MAX_THREADS}, found {count}")
     return count
+
+
+def _checked_indices(histories: JaggedBatch[Any], items: int) -> JaggedBatch[Any]:
+    given: object = histories
+    if not isinstance(given, JaggedBatch) or given.is_torch:
+        raise InputError(
+            "histories: expected a JaggedBatch of numpy item indices; raw ids go to recommend"
+        )
+    values = histories.values
+    if values.dtype != np.int32 or values.ndim != 1:
+        raise InputError(
+            f"histories: expected int32 item indices, found {values.dtype} of shape {values.shape}"
+        )
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < items:
+        at = int(np.flatnonzero((values < 0) | (values >= items))[0])
+        row = int(np.searchsorted(histories.offsets, at, side="right")) - 1
+        raise InputError(
+            f"histories: row {row} holds item {int(values[at])}, but the items are 0 to {items - 1}"
+        )
+    return histories

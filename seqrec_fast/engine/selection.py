@@ -12,7 +12,7 @@ from seqrec_fast.engine.requests import Filter
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.native import score_topk
 
-__all__ = ["Scorer", "best", "select"]
+__all__ = ["Scorer", "best", "common_mask", "select"]
 
 Scores = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -55,7 +55,7 @@ def select(
         Scores float32 ``[rows, k]`` descending and ids int64 ``[rows, k]``; minus infinity and -1
         where nothing is left. Equal scores stand by ascending id.
     """
-    blocked = _common_mask(len(scorer.items), allowed.common, denied.common)
+    blocked = common_mask(len(scorer.items), allowed.common, denied.common)
     excluded = _excluded(len(queries), seen, denied, users)
     if allowed.per_user is None:
         return _topk(scorer, queries, k, excluded, blocked, threads)
@@ -66,7 +66,7 @@ def select(
         if wanted is None:
             scores[rows], ids[rows] = _topk(scorer, part[0], k, part[1], blocked, threads)
         elif len(wanted) * _GATHER_SHARE > len(scorer.items):
-            mask = _common_mask(len(scorer.items), wanted, None)
+            mask = common_mask(len(scorer.items), wanted, None)
             if blocked is not None and mask is not None:
                 mask |= blocked
             scores[rows], ids[rows] = _topk(scorer, part[0], k, part[1], mask, threads)
@@ -133,7 +133,7 @@ def _among(
     return scores, np.where(ids >= 0, wanted[ids].astype(np.int64), -1)
 
 
-def _common_mask(
+def common_mask(
     items: int, allow: NDArray[np.int32] | None, deny: NDArray[np.int32] | None
 ) -> NDArray[np.uint8] | None:
     """uint8 ``[items]``, 1 where no user may get the item; ``None`` where nothing is blocked."""

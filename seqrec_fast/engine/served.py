@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast.engine.encoders import build_encoder
+from seqrec_fast.engine.precision import Weights, apply_weights
 from seqrec_fast.engine.selection import Scorer
 from seqrec_fast.errors import InputError
 
@@ -39,10 +40,10 @@ class ServedModel:
         parameters: number of weights.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, weights: Weights = "float32") -> None:
         self.items = bundle.items
         self.table = bundle.item_table
-        self.encoder = build_encoder(bundle.config, bundle.tensors)
+        self.encoder = build_encoder(bundle.config, apply_weights(bundle.tensors, weights))
         vectors, bias = self.encoder.item_vectors, self.encoder.item_bias
         if len(vectors) != len(bundle.items):
             raise InputError(

@@ -43,5 +43,5 @@ class RecurrentModel(SequenceModel):
     def forward(self, batch: JaggedBatch[Tensor]) -> Tensor:
         """Embeds every token; see :meth:`SequenceModel.forward`."""
         x = self.input_dropout(self.item_embedding(batch.values))
-        hidden, _ = self.recurrent(JaggedBatch(x, batch.offsets))
+        hidden, _ = self.recurrent(batch.with_values(x))
         return self.finish(self.projection(self.output_dropout(hidden.values)))

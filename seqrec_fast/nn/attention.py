@@ -9,6 +9,7 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._rows import EqualRun
 from seqrec_fast.ops.attention import packed_attention
+from seqrec_fast.ops.dropout import check_probability
 
 __all__ = ["CausalSelfAttention", "SelfAttention"]
 
@@ -33,6 +34,7 @@ class SelfAttention(torch.nn.Module):
         super().__init__()
         if heads < 1 or dim < 1 or dim % heads:
             raise InputError(f"heads: {heads} heads do not divide dim {dim}; choose a divisor")
+        check_probability(dropout)
         self.heads = heads
         self.dropout = dropout
         self.causal = causal
@@ -51,7 +53,14 @@ class SelfAttention(torch.nn.Module):
 
         Returns:
             ``[tokens, dim]``.
+
+        Raises:
+            InputError: shapes do not fit.
         """
+        if values.ndim != 2 or values.shape[1] != self.qkv.in_features:
+            raise InputError(
+                f"values: expected [tokens, {self.qkv.in_features}], found {tuple(values.shape)}"
+            )
         tokens, dim = values.shape
         mixed = packed_attention(
             self.qkv(values).view(tokens, 3, self.heads, dim // self.heads),

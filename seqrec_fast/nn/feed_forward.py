@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from seqrec_fast.errors import InputError
-from seqrec_fast.ops.feed_forward import feed_forward
+from seqrec_fast.ops.dropout import check_probability
+from seqrec_fast.ops.feed_forward import check_activation, feed_forward
 
 __all__ = ["FeedForward"]
 
@@ -30,6 +31,8 @@ class FeedForward(torch.nn.Module):
         super().__init__()
         if dim < 1 or inner < 1:
             raise InputError(f"dim, inner: must be at least 1, found {dim} and {inner}")
+        check_activation(activation)
+        check_probability(dropout)
         self.up = torch.nn.Linear(dim, inner)
         self.down = torch.nn.Linear(inner, dim)
         self.dropout = dropout

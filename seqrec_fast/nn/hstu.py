@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops.dropout import check_probability
 from seqrec_fast.ops.hstu_attention import hstu_attention
 
 __all__ = ["HSTULayer"]
@@ -55,6 +56,7 @@ class HSTULayer(torch.nn.Module):
         width = dim // heads if width is None else width
         if min(dim, heads, max_length, width) < 1 or time_buckets < 0:
             raise InputError("dim, heads, max_length, width: must be at least 1")
+        check_probability(dropout)
         self.heads = heads
         self.width = width
         self.max_length = max_length
@@ -86,6 +88,10 @@ class HSTULayer(torch.nn.Module):
         """
         if self.time_bias is not None and times is None:
             raise InputError("times: the layer has a bias by time; give when each event happened")
+        if values.ndim != 2 or values.shape[1] != self.uvqk.in_features:
+            raise InputError(
+                f"values: expected [tokens, {self.uvqk.in_features}], found {tuple(values.shape)}"
+            )
         tokens = values.shape[0]
         parts = silu(self.uvqk(self.input_norm(values)))
         u, v, q, k = parts.view(tokens, 4, self.heads, self.width).unbind(1)
@@ -95,8 +101,9 @@ class HSTULayer(torch.nn.Module):
             v,
             offsets,
             normaliser=float(self.max_length),
-            bias=self.bias,
-            time_bias=self.time_bias,
+            # under autocast the projection has made the others narrower
+            bias=self.bias.to(q.dtype),
+            time_bias=None if self.time_bias is None else self.time_bias.to(q.dtype),
             times=None if self.time_bias is None else times,
         )
         normed = self.attention_norm(mixed.reshape(tokens, self.heads * self.width))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.ops._library import needs_gradient, runs_directly
@@ -23,6 +24,8 @@ from seqrec_fast.ops.recurrent import (
 )
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
+
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Recurrent(torch.nn.Module):
@@ -109,6 +112,12 @@ class Recurrent(torch.nn.Module):
                 shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
             for name, shape in shapes.items():
                 self.register_parameter(f"{name}_l{layer}", torch.nn.Parameter(torch.empty(shape)))
+        self._names = [
+            tuple(f"{name}_l{layer}" for name in _WEIGHTS[: 4 if bias else 2])
+            for layer in range(num_layers)
+        ]
+        # what inference keeps between calls, a layer each
+        self._packings = [_C.RecurrentPacking() for _ in range(num_layers)]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -135,12 +144,17 @@ class Recurrent(torch.nn.Module):
             InputError: shapes do not fit.
         """
         if isinstance(x, JaggedBatch):
+            if not x.is_torch:
+                raise InputError("x: holds numpy arrays; call its to_torch() first")
+            if x.values.ndim != 2:
+                raise InputError(
+                    f"x: expected values [tokens, input_size], found {tuple(x.values.shape)}"
+                )
             values, end = self._layers(x.values, x.offsets, len(x), state)
-            return JaggedBatch(values, x.offsets), end
-        if x.ndim != 3:
-            raise InputError(
-                f"x: expected a JaggedBatch or three dimensions, found {tuple(x.shape)}"
-            )
+            return x.with_values(values), end
+        if not isinstance(x, Tensor) or x.ndim != 3:
+            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(f"x: expected a JaggedBatch or three dimensions, found {found}")
         dense = x if self.batch_first else x.transpose(0, 1)
         rows, time, width = dense.shape
         values, end = self._layers(dense.reshape(rows * time, width), None, rows, state)
@@ -172,6 +186,11 @@ class Recurrent(torch.nn.Module):
         pair = self.cell == "lstm"
         given = None if state is None else (tuple(state) if pair else (state,))
         if given is not None:
+            if not all(isinstance(part, Tensor) for part in given):
+                raise InputError(
+                    f"state: expected {'tensors (h, c)' if pair else 'one tensor h'}, found "
+                    f"{[type(part).__name__ for part in given]}"
+                )
             shape = (self.num_layers, rows, self.hidden_size)
             if len(given) != 1 + pair or any(tuple(s.shape) != shape for s in given):
                 raise InputError(
@@ -182,14 +201,15 @@ class Recurrent(torch.nn.Module):
             raise InputError(f"x: expected {self.input_size} inputs, found {values.shape[1]}")
         weights = [self._weights(layer) for layer in range(self.num_layers)]
         flat = [w for one in weights for w in one]
+        present = [t for t in (*flat, *(given or ())) if t is not None]
         native = runs_native(values)
         # past the dispatcher of torch where nothing is asked of it
         direct = (
             native
-            and runs_directly(values)
             and not needs_gradient(values, *flat, *(given or ()))
-            and all(t is None or _is_native(t) for t in (*flat, *(given or ())))
-            and (offsets is None or offsets.device.type == "cpu")
+            and runs_directly(values, *present)
+            and _all_native(*present)
+            and (offsets is None or offsets.is_cpu)
         )
         codes = (CELL_NAMES.index(self.cell), ACTIVATIONS.index(self.cell_activation))
         plan = None
@@ -204,7 +224,15 @@ class Recurrent(torch.nn.Module):
                 values = torch.nn.functional.dropout(values, self.dropout, self.training)
             begin = None if given is None else tuple(s[layer] for s in given)
             if direct:
-                values, final = infer(values, offsets, rows, weights[layer], begin or (), *codes)
+                values, final = infer(
+                    values,
+                    offsets,
+                    rows,
+                    weights[layer],
+                    begin or (),
+                    *codes,
+                    self._packings[layer],
+                )
             else:
                 assert offsets is not None
                 values, final = recurrent(
@@ -224,8 +252,22 @@ class Recurrent(torch.nn.Module):
         return values, stacked if pair else stacked[0]
 
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        found: tuple[Any, ...] = tuple(getattr(self, f"{name}_l{layer}") for name in names)
+        plain = self._parameters
+        # a parametrized weight is an attribute that is computed
+        found: tuple[Any, ...] = tuple(
+            [plain[name] if name in plain else getattr(self, name) for name in self._names[layer]]
+        )
+        # the kernels read by the sizes of the module, whatever has been put in place of a parameter
+        hidden, gates = self.hidden_size, CELLS[self.cell] * self.hidden_size
+        inputs = hidden if layer else self.input_size
+        shapes = [(gates, inputs), (gates, hidden), (gates,), (gates,)]
+        if [None if w is None else w.shape for w in found] != shapes[: len(found)]:
+            for name, weight, shape in zip(self._names[layer], found, shapes, strict=False):
+                if weight is None or weight.shape != shape:
+                    raise InputError(
+                        f"{name}: expected {list(shape)}, found "
+                        f"{None if weight is None else tuple(weight.shape)}"
+                    )
         return found if self.bias else (*found, None, None)
 
     def extra_repr(self) -> str:
@@ -236,8 +278,11 @@ class Recurrent(torch.nn.Module):
         )
 
 
-def _is_native(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+def _all_native(*tensors: Tensor | None) -> bool:
+    for tensor in tensors:
+        if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+            return False
+    return True
 
 
 class RNN(Recurrent):

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["check_heads", "check_jagged", "check_like", "check_offsets"]
+__all__ = [
+    "check_device",
+    "check_heads",
+    "check_jagged",
+    "check_like",
+    "check_offsets",
+    "check_values",
+    "check_without_gradient",
+]
 
 
 def check_offsets(offsets: Tensor) -> None:
@@ -22,10 +30,13 @@ def check_offsets(offsets: Tensor) -> None:
 def check_jagged(name: str, x: Tensor, offsets: Tensor) -> None:
     """Refuses offsets that do not fit ``x`` (``[tokens, ...]``); reads their values."""
     check_offsets(offsets)
-    if int(offsets[0]) != 0 or int(offsets[-1]) != x.shape[0]:
+    if offsets.is_meta:
+        check_values(offsets=offsets)
+    first, last = int(offsets[0]), int(offsets[-1])
+    if first != 0 or last != x.shape[0]:
         raise InputError(
             f"offsets: must run from 0 to the {x.shape[0]} tokens of {name}, "
-            f"found {int(offsets[0])} to {int(offsets[-1])}"
+            f"found {first} to {last}"
         )
 
 
@@ -48,3 +59,30 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
             "q, k, v: expected three equal shapes [tokens, heads, width], found "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
+
+
+def check_device(like: str, reference: Tensor, **tensors: Tensor | None) -> None:
+    """Refuses tensors on another device than the argument called ``like``."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != reference.device:
+            raise InputError(
+                f"{name}: expected on {reference.device} like {like}, found on {tensor.device}; "
+                "move it there"
+            )
+
+
+def check_values(**tensors: Tensor | None) -> None:
+    """Refuses tensors whose values are needed and that have none."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.is_meta:
+            raise InputError(
+                f"{name}: a tensor on meta has no values, and the result depends on them; "
+                "give it on a device of data"
+            )
+
+
+def check_without_gradient(**tensors: Tensor | None) -> None:
+    """Refuses tensors that want a gradient where none is computed."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise InputError(f"{name}: no gradient is computed for it; detach it")

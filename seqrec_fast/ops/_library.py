@@ -14,16 +14,27 @@ is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["NAMESPACE", "address", "needs_gradient", "register", "runs_directly"]
+__all__ = [
+    "NAMESPACE",
+    "SECOND_REMEDY",
+    "address",
+    "needs_gradient",
+    "refuse_second",
+    "register",
+    "runs_directly",
+]
 
 NAMESPACE = "seqrec_fast"
+
+#: what to do where gradients of gradients are wanted, of operations whose reference has them
+SECOND_REMEDY = "compute in float64 or set SEQREC_FAST_BACKEND=reference"
 
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
@@ -35,6 +46,7 @@ def register(
     *,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
+    remedy: str = SECOND_REMEDY,
 ) -> Callable[..., Any]:
     """Defines ``torch.ops.seqrec_fast.NAME`` and returns it.
 
@@ -44,41 +56,61 @@ def register(
         cpu: what runs for CPU tensors; shapes and dtypes are checked by the public function.
         fake: takes the same arguments, returns empty tensors shaped as ``cpu`` does.
         backward: as in ``torch.library.register_autograd``: context and gradients of the outputs
-            in, gradients of the inputs out.
-        setup_context: as there: saves what the backward needs.
+            in, gradients of the inputs out. Without one a gradient is refused.
+        setup_context: as there: saves what the backward needs, and with it every input that the
+            gradients depend on.
+        remedy: what to do where gradients of the gradients are wanted.
     """
     name = schema.partition("(")[0].strip()
     qualified = f"{NAMESPACE}::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(
-            qualified, backward, setup_context=setup_context, lib=_LIBRARY
+
+    def refuse(*_: Any) -> Any:
+        of = name.removesuffix("_backward")
+        raise InputError(
+            _refusal(of, remedy)
+            if of != name
+            else f"{name}: the native kernels have no gradient; {remedy}"
         )
+
+    torch.library.register_autograd(
+        qualified, backward or refuse, setup_context=setup_context, lib=_LIBRARY
+    )
     operator: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
-    direct = cpu if backward is None else _function(name, cpu, backward, setup_context)
+    differentiable = (
+        operator if backward is None else _function(name, cpu, backward, setup_context, remedy)
+    )
 
     def call(*arguments: Any) -> Any:
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
         if not runs_directly(*tensors):
             return operator(*arguments)
-        return direct(*arguments) if needs_gradient(*tensors) else cpu(*arguments)
+        return (differentiable if needs_gradient(*tensors) else cpu)(*arguments)
 
     return call
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_compiling = torch.compiler.is_compiling
+_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def runs_directly(*tensors: torch.Tensor) -> bool:
-    """Whether the dispatcher of torch could only come to the CPU implementation."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and all(type(tensor) in _PLAIN and tensor.is_cpu for tensor in tensors)
-    )
+    """Whether the dispatcher of torch could only come to the CPU implementation.
+
+    Transforms of ``torch.func`` have been refused by ``choose_backend``.
+    """
+    if _compiling() or _modes() or _tracing() is not None:
+        return False
+    for tensor in tensors:
+        # the memory of a lazily negated tensor holds the opposite numbers
+        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.is_neg():
+            return False
+    return True
 
 
 def needs_gradient(*tensors: torch.Tensor | None) -> bool:
@@ -91,11 +123,41 @@ def address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def refuse_second(
+    name: str, remedy: str, sources: Iterable[Any], gradients: Iterable[Any]
+) -> tuple[Any, ...]:
+    """``gradients`` as they are; whoever differentiates them is told that it cannot be done.
+
+    Args:
+        name: the operation, for the message.
+        remedy: what to do instead.
+        sources: all that the gradients depend on. ``once_differentiable`` of torch refuses only
+            where the gradients that came in have gradients themselves; what depends on the inputs
+            of the operation would be lost in silence.
+        gradients: made outside of autograd.
+    """
+    found = tuple(gradients)
+    if not torch.is_grad_enabled():
+        return found
+    known = [t for t in sources if isinstance(t, torch.Tensor) and t.requires_grad]
+    if not known:
+        return found
+    made: tuple[Any, ...] = _Once.apply(  # type: ignore[no-untyped-call]
+        _refusal(name, remedy), len(known), *known, *found
+    )
+    return made
+
+
+def _refusal(name: str, remedy: str) -> str:
+    return f"{name}: the native kernels have no gradients of gradients; {remedy}"
+
+
 def _function(
     name: str,
     cpu: Callable[..., Any],
     backward: Callable[..., Any],
     setup_context: Callable[..., None] | None,
+    remedy: str,
 ) -> Callable[..., Any]:
     """The operator as an ``autograd.Function``."""
 
@@ -106,14 +168,19 @@ def _function(
         return output
 
     def once(ctx: Any, *gradients: Any) -> Any:
+        if any(g is not None and _is_batched(g) for g in gradients):
+            raise InputError(
+                f"{name}: the native kernels take one gradient at a time, found a batch of them; "
+                "call torch.autograd.grad without is_grads_batched and vectorize"
+            )
         if not torch.is_grad_enabled():
             return backward(ctx, *gradients)
-        # a graph of the gradients is made (create_graph=True): kernels have none to offer
+        # a graph of the gradients is made (create_graph=True)
+        sources = (*gradients, *ctx.saved_tensors)
         with torch.no_grad():
             found = backward(ctx, *gradients)
-        anchor = torch.zeros((), requires_grad=True)
         found = found if isinstance(found, tuple) else (found,)
-        return _Once.apply(name, anchor, *found)  # type: ignore[no-untyped-call]
+        return refuse_second(name, remedy, sources, found)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(once)}
     function: Any = type(name, (torch.autograd.Function,), members)
@@ -122,21 +189,14 @@ def _function(
 
 
 class _Once(torch.autograd.Function):
-    """Gradients as they are; whoever differentiates them is told that it cannot be done.
-
-    ``once_differentiable`` of torch refuses only where a gradient that came in has a gradient
-    itself; that of a plain sum has none, and what depends on the saved tensors would be lost in
-    silence.
-    """
+    """Gradients that refuse to be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, anchor: torch.Tensor, *gradients: Any) -> tuple[Any, ...]:
-        ctx.name = name
+    def forward(ctx: Any, refusal: str, sources: int, *tensors: Any) -> tuple[Any, ...]:
+        ctx.refusal = refusal
+        gradients = tensors[sources:]
         return tuple(g.view_as(g) if isinstance(g, torch.Tensor) else g for g in gradients)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise InputError(
-            f"{ctx.name}: the native kernels have no gradients of gradients; compute in float64 or "
-            "set SEQREC_FAST_BACKEND=reference"
-        )
+        raise InputError(ctx.refusal)

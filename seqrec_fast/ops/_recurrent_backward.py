@@ -96,13 +96,6 @@ def _fake(
     return _outputs(x, offsets, w_ih, w_hh, wanted)
 
 
-def _refuse(context: Any, *_: Tensor | None) -> None:
-    raise InputError(
-        "recurrent: the native kernels have no gradients of gradients; compute in float64 or set "
-        "SEQREC_FAST_BACKEND=reference"
-    )
-
-
 _BACKWARD = register(
     "recurrent_backward(Tensor? d_output, Tensor? d_h_end, Tensor? d_c_end, Tensor x, "
     "Tensor offsets, Tensor w_ih, Tensor w_hh, Tensor? h0, Tensor? c0, Tensor output, "
@@ -110,7 +103,6 @@ _BACKWARD = register(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _cpu,
     _fake,
-    backward=_refuse,
 )
 
 

@@ -6,9 +6,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from seqrec_fast import _C
-from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _recurrent_backward
-from seqrec_fast.ops._library import address, register
+from seqrec_fast.ops._library import register
 from seqrec_fast.ops._recurrent_backward import GRU, LSTM
 
 __all__ = ["ACTIVATIONS", "CELL_NAMES", "forward", "infer"]
@@ -43,24 +42,22 @@ def _launch(
     cell: int,
     activation: int,
     made: tuple[Tensor | None, ...],
+    packing: _C.RecurrentPacking | None = None,
 ) -> None:
-    # names hold on to copies that `contiguous` may make until the kernel has read them
-    x = x.contiguous()
-    dense = [None if tensor is None else tensor.contiguous() for tensor in (offsets, *tensors)]
-    try:
-        _C.recurrent_forward(
-            cell,
-            activation,
-            x.shape[0],
-            rows,
-            x.shape[1],
-            tensors[1].shape[1],  # type: ignore[union-attr]
-            x.data_ptr(),
-            *map(address, dense),
-            *map(address, made),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    # the list holds on to copies that `contiguous` may make until the kernel has read them
+    dense = [None if t is None else t.contiguous() for t in (x, offsets, *tensors)]
+    _C.recurrent_forward(
+        cell,
+        activation,
+        x.shape[0],
+        rows,
+        x.shape[1],
+        tensors[1].shape[1],  # type: ignore[union-attr]
+        *[0 if t is None else t.data_ptr() for t in dense],
+        *[0 if t is None else t.data_ptr() for t in made],
+        0,
+        packing,
+    )
 
 
 def _cpu(
@@ -140,10 +137,12 @@ def infer(
     state: tuple[Tensor, ...],
     cell: int,
     activation: int,
+    packing: _C.RecurrentPacking,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`forward` where no gradient is asked for, past the dispatcher of torch.
 
-    Without ``offsets`` all rows have the same length.
+    Without ``offsets`` all rows have the same length. ``packing`` keeps the packed weights for the
+    next call of the same layer.
     """
     hidden = weights[1].shape[1]
     output, h_end = x.new_empty(x.shape[0], hidden), x.new_empty(rows, hidden)
@@ -157,5 +156,6 @@ def infer(
         cell,
         activation,
         (output, h_end, c_end, None, None, None),
+        packing,
     )
     return output, (h_end,) if c_end is None else (h_end, c_end)

@@ -21,8 +21,8 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._checks import check_heads, check_jagged
-from seqrec_fast.ops._library import register
+from seqrec_fast.ops._checks import check_device, check_heads, check_jagged, check_offsets
+from seqrec_fast.ops._library import SECOND_REMEDY, register
 from seqrec_fast.ops._rows import EqualRun, equal_runs
 
 __all__ = ["attention", "attention_reference", "packed_attention"]
@@ -139,8 +139,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
             f"q, k, v: expected one dtype and device, found {q.dtype} on {q.device}, {k.dtype} on "
             f"{k.device}, {v.dtype} on {v.device}"
         )
+    if offsets.device != q.device:
+        check_device("q", q, offsets=offsets)
     # under torch.compile the values are not known yet; the kernels check them again
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        check_offsets(offsets)
+    else:
         check_jagged("q", q, offsets)
 
 
@@ -336,6 +340,7 @@ def _packed_backward(ctx: Any, d_out: Tensor | None, _: Tensor | None) -> tuple[
     return _PACKED_BACKWARD(d_out, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None
 
 
+_REMEDY = f"{SECOND_REMEDY}, inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
 _ATTENTION = register(
     "attention(Tensor q, Tensor k, Tensor v, Tensor offsets, bool causal, float scale)"
     " -> (Tensor, Tensor)",
@@ -343,6 +348,7 @@ _ATTENTION = register(
     _forward_fake,
     backward=_backward,
     setup_context=_save,
+    remedy=_REMEDY,
 )
 _PACKED = register(
     "packed_attention(Tensor qkv, Tensor offsets, bool causal, float scale) -> (Tensor, Tensor)",
@@ -350,4 +356,5 @@ _PACKED = register(
     _packed_fake,
     backward=_packed_backward,
     setup_context=_save,
+    remedy=_REMEDY,
 )

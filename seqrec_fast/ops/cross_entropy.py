@@ -24,8 +24,13 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._checks import check_like
-from seqrec_fast.ops._library import address, needs_gradient, register
+from seqrec_fast.ops._checks import (
+    check_device,
+    check_like,
+    check_values,
+    check_without_gradient,
+)
+from seqrec_fast.ops._library import address, needs_gradient, refuse_second, register
 
 __all__ = [
     "CHUNK_LOGITS",
@@ -37,6 +42,9 @@ __all__ = [
 
 #: logits held at once (16 MiB of float32): small enough for the last-level cache of most servers
 CHUNK_LOGITS = 4 * 1024 * 1024
+
+
+_REMEDY = "use torch.nn.functional.cross_entropy on the logits"
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -75,12 +83,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if d_bias is not None:
                     d_bias += z.sum(dim=0)
         ctx.gradients = (d_hidden, d_weight, d_bias)
+        ctx.save_for_backward(hidden, weight, bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (None if g is None else g * gradient for g in ctx.gradients)
-        return (*scaled, None, None, None)
+        sources = (gradient, *ctx.saved_tensors)
+        with torch.no_grad():
+            scaled = [None if g is None else g * gradient for g in ctx.gradients]
+        return (*refuse_second("linear_cross_entropy", _REMEDY, sources, scaled), None, None, None)
 
 
 def linear_cross_entropy(
@@ -137,11 +148,12 @@ def linear_cross_entropy_reference(
         chunk_logits: logits held at once; at least one token's.
     """
     _check(hidden, weight, targets, bias)
-    _check_targets(targets, weight)
+    _check_items(weight, targets=targets)
+    check_without_gradient(token_weights=token_weights)
     if chunk_logits < 1:
         raise InputError(f"chunk_logits: must be at least 1, found {chunk_logits}")
     weights = _normalised(hidden, token_weights)
-    chunk = max(1, min(hidden.shape[0], chunk_logits // weight.shape[0]))
+    chunk = max(1, min(hidden.shape[0], chunk_logits // max(weight.shape[0], 1)))
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, weights, chunk
     )
@@ -228,7 +240,7 @@ def sampled_cross_entropy_reference(
     """
     _check(hidden, weight, targets, bias)
     _check_sampled(targets, negatives, log_q_negatives, log_q_targets)
-    _check_targets(targets, weight)
+    _check_items(weight, targets=targets, negatives=negatives)
     weights = _normalised(hidden, token_weights)
     candidates = weight.index_select(0, negatives)
     shift = None if bias is None else bias.index_select(0, negatives)
@@ -259,6 +271,7 @@ def _normalised(hidden: Tensor, token_weights: Tensor | None) -> Tensor:
         return hidden.new_full((tokens,), 1.0 / max(tokens, 1))
     if token_weights.shape != (tokens,):
         raise InputError(f"token_weights: expected [{tokens}], found {tuple(token_weights.shape)}")
+    check_device("hidden", hidden, token_weights=token_weights)
     total = token_weights.sum()
     return (token_weights / torch.where(total > 0, total, torch.ones_like(total))).to(hidden.dtype)
 
@@ -277,14 +290,17 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"bias: expected [{weight.shape[0]}], found {tuple(bias.shape)}")
     check_like("hidden", hidden, weight=weight, bias=bias)
+    check_device("hidden", hidden, targets=targets)
 
 
-def _check_targets(targets: Tensor, weight: Tensor) -> None:
-    if targets.numel() and not (0 <= int(targets.min()) and int(targets.max()) < weight.shape[0]):
-        raise InputError(
-            f"targets: must be items 0 to {weight.shape[0] - 1}, found "
-            f"{int(targets.min())} to {int(targets.max())}"
-        )
+def _check_items(weight: Tensor, **numbers: Tensor) -> None:
+    check_values(**numbers)
+    for name, tensor in numbers.items():
+        if tensor.numel() and not (0 <= int(tensor.min()) and int(tensor.max()) < weight.shape[0]):
+            raise InputError(
+                f"{name}: must be items 0 to {weight.shape[0] - 1}, found "
+                f"{int(tensor.min())} to {int(tensor.max())}"
+            )
 
 
 def _check_sampled(
@@ -306,6 +322,13 @@ def _check_sampled(
     ):
         if tensor is not None and tensor.shape != like.shape:
             raise InputError(f"{name}: expected {list(like.shape)}, found {tuple(tensor.shape)}")
+    check_device(
+        "targets",
+        targets,
+        negatives=negatives,
+        log_q_negatives=log_q_negatives,
+        log_q_targets=log_q_targets,
+    )
 
 
 # ------------------------------------------------------------------------------- native
@@ -321,6 +344,9 @@ def _native(
     log_q_negatives: Tensor | None,
     log_q_targets: Tensor | None,
 ) -> Tensor:
+    check_without_gradient(
+        token_weights=token_weights, log_q_negatives=log_q_negatives, log_q_targets=log_q_targets
+    )
     wanted = [needs_gradient(t) for t in (hidden, weight, bias)]
     loss: Tensor = _CROSS_ENTROPY(
         hidden,
@@ -369,26 +395,23 @@ def _forward(
     d_hidden, d_weight, d_bias = (
         g.data_ptr() if want else 0 for g, want in zip(made[1:], wanted, strict=True)
     )
-    try:
-        value = _C.cross_entropy(
-            address(h),
-            address(w),
-            address(b),
-            address(y),
-            address(a),
-            hidden.shape[0],
-            items,
-            dim,
-            address(n),
-            0 if n is None else n.shape[0],
-            address(q_n),
-            address(q_y),
-            d_hidden,
-            d_weight,
-            d_bias,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    value = _C.cross_entropy(
+        address(h),
+        address(w),
+        address(b),
+        address(y),
+        address(a),
+        hidden.shape[0],
+        items,
+        dim,
+        address(n),
+        0 if n is None else n.shape[0],
+        address(q_n),
+        address(q_y),
+        d_hidden,
+        d_weight,
+        d_bias,
+    )
     made[0].fill_(value)
     return made
 
@@ -422,32 +445,37 @@ def _outputs(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[1:])
+    # the inputs are not read again; they tell what the gradients depend on
+    ctx.save_for_backward(*output[1:], *inputs[:3])
     ctx.wanted = inputs[-3:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradients: list[Tensor | None] = [
-        g if want and d_loss is not None else None
-        for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
-    ]
-    if d_loss is not None:
-        gradients = [None if g is None else _scaled(g, d_loss) for g in gradients]
-    return (*gradients, *[None] * 8)
-
-
-def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """``gradient * factor``, in place outside of a trace: these may be as large as the table.
-
-    A second backward pass through a kept graph is then refused by torch, as what was saved for it
-    has changed. By far the most common factor is 1, which changes nothing.
-    """
-    if type(factor) is not Tensor:  # a tracer
-        return gradient * factor
-    scale = float(factor)
-    return gradient if scale == 1.0 else gradient.mul_(scale)
+    if d_loss is None:
+        return (None,) * 11
+    if type(d_loss) is not Tensor:  # a tracer
+        made = ctx.saved_tensors[:3]
+        scaled = [g * d_loss if want else None for g, want in zip(made, ctx.wanted, strict=True)]
+        return (*scaled, *[None] * 8)
+    # Handed out as they are: they may be as large as the table. A second pass would hand out the
+    # same memory, which may have been changed meanwhile.
+    if getattr(ctx, "spent", False):
+        raise InputError(
+            "linear_cross_entropy: its gradients were handed out by an earlier backward pass; "
+            "compute the loss again"
+        )
+    ctx.spent = True
+    saved = ctx.saved_tensors
+    with torch.no_grad():
+        scale = float(d_loss)
+        given = [
+            (g if scale == 1.0 else g.mul_(scale)) if want else None
+            for g, want in zip(saved[:3], ctx.wanted, strict=True)
+        ]
+    sources = (d_loss, *saved[3:])
+    return (*refuse_second("linear_cross_entropy", _REMEDY, sources, given), *[None] * 8)
 
 
 _CROSS_ENTROPY = register(
@@ -458,4 +486,5 @@ _CROSS_ENTROPY = register(
     _fake,
     backward=_backward,
     setup_context=_save,
+    remedy=_REMEDY,
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._checks import check_jagged
+from seqrec_fast.ops._checks import check_device, check_jagged, check_offsets
 from seqrec_fast.ops._library import address, needs_gradient, register
 from seqrec_fast.ops.attention import dense_width, view_of
 
@@ -101,8 +101,12 @@ def _check(
             f"q, keys, values: expected one dtype and device, found {q.dtype} on {q.device}, "
             f"{keys.dtype} on {keys.device}, {values.dtype} on {values.device}"
         )
+    if offsets.device != q.device or lengths is not None:
+        check_device("q", q, offsets=offsets, lengths=lengths)
     # under torch.compile the values are not known yet; the kernels check them again
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        check_offsets(offsets)
+    else:
         check_jagged("keys", keys, offsets)
     if offsets.shape[0] != q.shape[0] + 1:
         raise InputError(

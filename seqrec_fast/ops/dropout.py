@@ -11,6 +11,7 @@ change it.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops._checks import check_values
 from seqrec_fast.ops._library import register
 
 __all__ = ["dropout", "dropout_reference"]
@@ -45,6 +47,8 @@ def dropout(x: Tensor, p: float, *, seed: int | Tensor | None = None) -> Tensor:
         InputError: ``p`` is out of range or the seed is no such number.
     """
     check_probability(p)
+    if x.ndim < 1:
+        raise InputError("x: expected [..., columns], found a scalar")
     if p == 0.0:
         return x
     key = seed_tensor(seed)
@@ -62,7 +66,11 @@ def dropout_reference(x: Tensor, p: float, *, seed: int | Tensor | None = None) 
 
 def check_probability(p: float) -> None:
     """Refuses a probability of dropping that is not in [0, 1)."""
-    if not 0.0 <= p < 1.0:
+    try:
+        fits = 0.0 <= p < 1.0
+    except TypeError:
+        fits = False
+    if not fits:
         raise InputError(f"dropout: must be at least 0 and below 1, found {p}")
 
 
@@ -75,10 +83,15 @@ def seed_tensor(seed: int | Tensor | None) -> Tensor:
             raise InputError(
                 f"seed: expected one int64, found {seed.dtype} of shape {tuple(seed.shape)}"
             )
-        return seed.reshape(1)
-    if not -(1 << 63) <= seed < 1 << 63:
-        raise InputError(f"seed: must fit in 64 bits, found {seed}")
-    return torch.tensor([seed], dtype=torch.int64)
+        check_values(seed=seed)
+        return seed.reshape(1).cpu()
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise InputError(f"seed: expected a whole number, found {seed!r}") from None
+    if not -(1 << 63) <= number < 1 << 63:
+        raise InputError(f"seed: must fit in 64 bits, found {number}")
+    return torch.tensor([number], dtype=torch.int64)
 
 
 def _signed(word: int) -> int:

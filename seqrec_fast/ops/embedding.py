@@ -16,7 +16,7 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._checks import check_jagged, check_offsets
+from seqrec_fast.ops._checks import check_device, check_jagged, check_offsets, check_values
 from seqrec_fast.ops._library import address, register
 from seqrec_fast.ops._rows import token_positions
 from seqrec_fast.ops.dropout import check_probability, dropout_reference, seed_tensor, seed_word
@@ -52,6 +52,7 @@ def embedding(weight: Tensor, ids: Tensor) -> Tensor:
 def embedding_reference(weight: Tensor, ids: Tensor) -> Tensor:
     """The definition of :func:`embedding` in plain torch, any floating dtype and device."""
     _check(weight, ids)
+    check_values(ids=ids)
     if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < weight.shape[0]):
         raise InputError(
             f"ids: found {int(ids.min())} to {int(ids.max())}, but the rows of weight are 0 to "
@@ -127,6 +128,7 @@ def _check(weight: Tensor, ids: Tensor) -> None:
         )
     if ids.dtype not in (torch.int64, torch.int32):
         raise InputError(f"ids: expected int64 or int32, found {ids.dtype}")
+    check_device("weight", weight, ids=ids)
 
 
 def _check_sequences(weight: Tensor, ids: Tensor, position_weight: Tensor, offsets: Tensor) -> None:
@@ -145,6 +147,7 @@ def _check_sequences(weight: Tensor, ids: Tensor, position_weight: Tensor, offse
             f"{position_weight.device}"
         )
     check_offsets(offsets)
+    check_device("weight", weight, offsets=offsets)
 
 
 # ------------------------------------------------------------------------------- the kernels
@@ -162,23 +165,20 @@ def _forward(
     position_weight = None if position_weight is None else position_weight.contiguous()
     offsets = None if offsets is None else offsets.contiguous()
     out = weight.new_empty(ids.shape[0], weight.shape[1])
-    try:
-        _C.embed(
-            weight.data_ptr(),
-            ids.data_ptr(),
-            address(position_weight),
-            address(offsets),
-            out.data_ptr(),
-            ids.shape[0],
-            weight.shape[0],
-            0 if offsets is None else offsets.shape[0] - 1,
-            0 if position_weight is None else position_weight.shape[0],
-            weight.shape[1],
-            seed_word(seed),
-            p,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    _C.embed(
+        weight.data_ptr(),
+        ids.data_ptr(),
+        address(position_weight),
+        address(offsets),
+        out.data_ptr(),
+        ids.shape[0],
+        weight.shape[0],
+        0 if offsets is None else offsets.shape[0] - 1,
+        0 if position_weight is None else position_weight.shape[0],
+        weight.shape[1],
+        seed_word(seed),
+        p,
+    )
     return out
 
 

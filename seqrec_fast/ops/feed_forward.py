@@ -97,6 +97,12 @@ def feed_forward_reference(
     return torch.nn.functional.linear(hidden, down_weight, down_bias)
 
 
+def check_activation(activation: str) -> None:
+    """Refuses what is no activation of the layer."""
+    if activation not in _CHOICES:
+        raise InputError(f"activation: unknown {activation!r}; choose one of {', '.join(_CHOICES)}")
+
+
 def _check(
     x: Tensor,
     up_weight: Tensor,
@@ -105,8 +111,7 @@ def _check(
     down_bias: Tensor,
     activation: str,
 ) -> None:
-    if activation not in _CHOICES:
-        raise InputError(f"activation: unknown {activation!r}; choose one of {', '.join(_CHOICES)}")
+    check_activation(activation)
     if x.ndim < 1 or up_weight.ndim != 2 or x.shape[-1] != up_weight.shape[1]:
         raise InputError(
             f"x, up_weight: expected [..., inputs] and [inner, inputs], found {tuple(x.shape)} and "

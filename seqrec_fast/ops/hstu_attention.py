@@ -20,7 +20,13 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._backend import choose_backend
-from seqrec_fast.ops._checks import check_heads, check_jagged, check_like, check_offsets
+from seqrec_fast.ops._checks import (
+    check_device,
+    check_heads,
+    check_jagged,
+    check_like,
+    check_offsets,
+)
 from seqrec_fast.ops._library import address, register
 from seqrec_fast.ops._rows import equal_runs
 from seqrec_fast.ops.attention import dense_width, view_of
@@ -71,7 +77,7 @@ def hstu_attention(
         InputError: shapes or dtypes do not fit one another or the offsets.
     """
     _check(q, k, v, offsets, normaliser, bias, time_bias, times)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    scale = max(int(q.shape[2]), 1) ** -0.5 if scale is None else scale
     if choose_backend("hstu_attention", q.device, q.dtype) == "reference":
         return _reference(
             q, k, v, offsets, bias, time_bias, times, causal, scale, float(normaliser)
@@ -97,7 +103,7 @@ def hstu_attention_reference(
 ) -> Tensor:
     """The definition of :func:`hstu_attention` in plain torch, any floating dtype and device."""
     _check(q, k, v, offsets, normaliser, bias, time_bias, times)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    scale = max(int(q.shape[2]), 1) ** -0.5 if scale is None else scale
     return _reference(q, k, v, offsets, bias, time_bias, times, causal, scale, float(normaliser))
 
 
@@ -151,9 +157,7 @@ def _check(
             f"times: expected int64 [{q.shape[0]}], found {times.dtype} {tuple(times.shape)}"
         )
     check_like("q", q, k=k, v=v, bias=bias, time_bias=time_bias)
-    for name, tensor in (("offsets", offsets), ("times", times)):
-        if tensor is not None and tensor.device != q.device:
-            raise InputError(f"{name}: expected on {q.device} like q, found on {tensor.device}")
+    check_device("q", q, offsets=offsets, times=times)
 
 
 def _reference(
@@ -182,7 +186,11 @@ def _reference(
             scores = scores + bias[:, distance.abs().clamp(max=bias.shape[1] - 1)]
         if time_bias is not None and times is not None:
             moment = times[inside].view(run.rows, run.length)
-            apart = (moment[:, :, None] - moment[:, None, :]).abs()
+            apart = moment[:, :, None] - moment[:, None, :]
+            earlier = moment[:, :, None] < moment[:, None, :]
+            apart = torch.where(earlier, -apart, apart)
+            # what does not fit in 64 bits with a sign has wrapped around
+            apart = torch.where(apart < 0, torch.iinfo(torch.int64).max, apart)
             bounds = _bounds_tensor(time_bias.shape[1])[1:].to(q.device)
             bucket = torch.bucketize(apart, bounds, right=True)
             scores = scores + time_bias[:, bucket].transpose(0, 1)
@@ -235,20 +243,17 @@ def _forward(
     q, k, v = dense_width(q), dense_width(k), dense_width(v)
     kept, sizes, tables = _tables(q, offsets, bias, time_bias, times)
     out = torch.empty(q.shape)
-    try:
-        _C.hstu_attention(
-            view_of(q),
-            view_of(k),
-            view_of(v),
-            sizes,
-            tables,
-            causal,
-            scale,
-            normaliser,
-            out.data_ptr(),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    _C.hstu_attention(
+        view_of(q),
+        view_of(k),
+        view_of(v),
+        sizes,
+        tables,
+        causal,
+        scale,
+        normaliser,
+        out.data_ptr(),
+    )
     del kept
     return out
 

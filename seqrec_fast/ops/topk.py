@@ -18,6 +18,7 @@ from seqrec_fast import native
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops._library import register, runs_directly
 
 __all__ = ["score_topk", "score_topk_reference"]
 
@@ -56,26 +57,22 @@ def score_topk(
         InputError: shapes, dtypes or devices do not fit, an index is out of range, or
             ``SEQREC_FAST_BACKEND`` forces a backend that cannot run.
     """
-    quantized = items if isinstance(items, native.QuantizedItems) else None
     if isinstance(items, native.QuantizedItems):
-        if bias is not None:
-            raise InputError("bias: give it to QuantizedItems, whose table holds it")
-        if items.bias is not None:
-            bias = torch.from_numpy(items.bias)
-        items = torch.from_numpy(items.items)
+        return _search_bytes(queries, items, bias, seen, blocked, k)
     _check(queries, items, bias, seen, blocked, k)
+    native_runs = choose_backend("score_topk", queries.device, queries.dtype) == "native"
+    if native_runs and runs_directly(
+        queries, items, *(t for t in (bias, blocked) if t is not None)
+    ):
+        return _search(queries, _array(items), bias, seen, blocked, k)
     with torch.no_grad():
-        if choose_backend("score_topk", queries.device, queries.dtype) == "reference":
+        if not native_runs:
             return score_topk_reference(queries, items, bias=bias, seen=seen, blocked=blocked, k=k)
-        scores, ids = native.score_topk(
-            queries.numpy(),
-            items.numpy() if quantized is None else quantized,
-            k,
-            bias=None if bias is None or quantized is not None else bias.numpy(),
-            seen=None if seen is None else seen.to_numpy(),
-            blocked=None if blocked is None else blocked.numpy(),
-        )
-        return torch.from_numpy(scores), torch.from_numpy(ids)
+        rows = (None, None) if seen is None else map(torch.as_tensor, (seen.values, seen.offsets))
+        scores: Tensor
+        ids: Tensor
+        scores, ids = _TOPK(queries, items, bias, *rows, blocked, k)
+        return scores, ids
 
 
 def score_topk_reference(
@@ -92,7 +89,7 @@ def score_topk_reference(
     The arguments, the result and the errors are those of :func:`score_topk`.
     """
     _check(queries, items, bias, seen, blocked, k)
-    count, kept = len(items), min(k, len(items))
+    count, kept = items.shape[0], min(k, items.shape[0])
     scores = queries.new_full((len(queries), k), -torch.inf)
     ids = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
     hidden = None if seen is None else seen.to_torch(queries.device)
@@ -145,9 +142,9 @@ def _check(
                 f"{name}: expected on {queries.device} like queries, found on {tensor.device}"
             )
     for name, tensor in (("bias", bias), ("blocked", blocked)):
-        if tensor is not None and tuple(tensor.shape) != (len(items),):
+        if tensor is not None and tuple(tensor.shape) != (items.shape[0],):
             raise InputError(
-                f"{name}: expected one number an item ({len(items)}), found shape "
+                f"{name}: expected one number an item ({items.shape[0]}), found shape "
                 f"{tuple(tensor.shape)}"
             )
     if blocked is not None and blocked.dtype != torch.bool:
@@ -155,7 +152,7 @@ def _check(
     if type(k) is not int or k < 1:
         raise InputError(f"k: expected a whole number of at least 1, found {k!r}")
     if seen is not None:
-        _check_seen(seen, len(queries), len(items))
+        _check_seen(seen, queries.shape[0], items.shape[0])
 
 
 def _check_seen(seen: JaggedBatch[Any], queries: int, items: int) -> None:
@@ -165,9 +162,99 @@ def _check_seen(seen: JaggedBatch[Any], queries: int, items: int) -> None:
         return
     if str(seen.values.dtype).removeprefix("torch.") not in ("int32", "int64"):
         raise InputError(f"seen: expected int32 or int64 item indices, found {seen.values.dtype}")
+    # under torch.compile the values are not known yet; the kernels check them again
+    if torch.compiler.is_compiling():
+        return
     low, high = int(seen.values.min()), int(seen.values.max())
     if low < 0 or high >= items:
         raise InputError(
             f"seen: found item {low if low < 0 else high}, but the items are 0 to {items - 1}; "
             "encode the ids first"
         )
+
+
+# ------------------------------------------------------------------------------- the kernels
+
+
+def _array(tensor: Tensor | None) -> Any:
+    """The numbers of a tensor where they lie, whether or not it wants a gradient."""
+    if tensor is None:
+        return None
+    return (tensor.detach() if tensor.requires_grad else tensor).numpy()
+
+
+def _search(
+    queries: Tensor,
+    items: Any,
+    bias: Tensor | None,
+    seen: JaggedBatch[Any] | None,
+    blocked: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The native search, of items that are a numpy array or a table of bytes."""
+    scores, ids = native.score_topk(
+        _array(queries),
+        items,
+        k,
+        bias=_array(bias),
+        seen=None if seen is None else seen.to_numpy(),
+        blocked=_array(blocked),
+    )
+    return torch.from_numpy(scores), torch.from_numpy(ids)
+
+
+def _search_bytes(
+    queries: Tensor,
+    items: native.QuantizedItems,
+    bias: Tensor | None,
+    seen: JaggedBatch[Any] | None,
+    blocked: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The search through a table of bytes, which is no tensor and so no operator of torch."""
+    if bias is not None:
+        raise InputError("bias: give it to QuantizedItems, whose table holds it")
+    # stands for the items, whose memory may be read-only, which torch does not know
+    _check(queries, torch.empty(1).expand(items.items.shape), None, seen, blocked, k)
+    with torch.no_grad():
+        if choose_backend("score_topk", queries.device, queries.dtype) == "native":
+            return _search(queries.resolve_neg(), items, None, seen, blocked, k)
+        table, shift = (None if a is None else torch.tensor(a) for a in (items.items, items.bias))
+        assert table is not None
+        return score_topk_reference(queries, table, bias=shift, seen=seen, blocked=blocked, k=k)
+
+
+def _cpu(
+    queries: Tensor,
+    items: Tensor,
+    bias: Tensor | None,
+    seen_values: Tensor | None,
+    seen_offsets: Tensor | None,
+    blocked: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    seen: JaggedBatch[Any] | None = None
+    if seen_values is not None and seen_offsets is not None:
+        seen = JaggedBatch(seen_values, seen_offsets)
+    return _search(queries, _array(items), bias, seen, blocked, k)
+
+
+def _fake(
+    queries: Tensor,
+    items: Tensor,
+    bias: Tensor | None,
+    seen_values: Tensor | None,
+    seen_offsets: Tensor | None,
+    blocked: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    shape = (queries.shape[0], k)
+    return queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
+
+
+_TOPK = register(
+    "score_topk(Tensor queries, Tensor items, Tensor? bias, Tensor? seen_values,"
+    " Tensor? seen_offsets, Tensor? blocked, SymInt k) -> (Tensor, Tensor)",
+    _cpu,
+    _fake,
+)

@@ -9,13 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from seqrec_fast.serving.batching import (
-    Answer,
-    AsyncRecommender,
-    Closed,
-    DeadlineExceeded,
-    Overloaded,
-)
+from seqrec_fast.serving.answers import Answer, Closed, DeadlineExceeded, Overloaded
+from seqrec_fast.serving.batching import AsyncRecommender
 from seqrec_fast.serving.limits import Limits
 
 if TYPE_CHECKING:

@@ -44,6 +44,24 @@ _POLICY = (
 )
 
 
+class _App(FastAPI):
+    """FastAPI whose traffic goes straight to its endpoints where nothing stands between.
+
+    The layers of the framework (telemetry, errors, exit stack, router) cost a quarter of the time
+    of a request. They are passed through as soon as there is a middleware of the caller's.
+    """
+
+    straight: dict[tuple[str, str], endpoints.Endpoint]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and not self.user_middleware:
+            endpoint = self.straight.get((scope["method"], scope["path"]))
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
 def create_app(
     served: Recommender | str | os.PathLike[str],
     *,
@@ -105,11 +123,18 @@ def create_app(
         yield
         await service.stop()
 
-    app = FastAPI(
+    app = _App(
         title="seqrec-fast", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.service = service
-    app.router.routes[:0] = _routes(service)
+    routes = _routes(service)
+    app.router.routes[:0] = routes
+    app.straight = {
+        (method, route.path): route.endpoint
+        for route in routes
+        for method in route.methods or ()
+        if "{" not in route.path and isinstance(route.endpoint, endpoints.Endpoint)
+    }
     _add_small_ones(app, service)
     app.add_exception_handler(HTTPException, _plain_error)
 

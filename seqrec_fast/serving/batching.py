@@ -17,7 +17,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
@@ -25,102 +25,11 @@ from typing import Any
 
 from seqrec_fast.engine.recommender import Recommendation, Recommender
 from seqrec_fast.engine.requests import whole_number
-from seqrec_fast.errors import InputError, SeqrecError
+from seqrec_fast.errors import InputError
+from seqrec_fast.serving.answers import Answer, Closed, Counters, DeadlineExceeded, Overloaded
+from seqrec_fast.serving.calls import Request, answer, groups
 
-__all__ = ["Answer", "AsyncRecommender", "Closed", "Counters", "DeadlineExceeded", "Overloaded"]
-
-
-class Overloaded(SeqrecError, RuntimeError):
-    """The queue is full; ask again after ``retry_after`` seconds."""
-
-    def __init__(self, message: str, retry_after: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class DeadlineExceeded(SeqrecError, TimeoutError):
-    """The deadline of a request passed before its turn came; no work was done for it."""
-
-
-class Closed(SeqrecError, RuntimeError):
-    """The front was closed, or is being closed, and takes nothing more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a request got, and what it cost.
-
-    Attributes:
-        results: one recommendation a history.
-        version: version of the bundle that answered, or None where it has none.
-        waited: seconds in the queue.
-        engine: seconds of the native call that the request was part of.
-        users: histories that this call answered.
-    """
-
-    results: list[Recommendation]
-    version: str | None
-    waited: float
-    engine: float
-    users: int
-
-
-@dataclass(slots=True)
-class Counters:
-    """What has happened so far; ``queued`` and ``running`` are of this moment.
-
-    Attributes:
-        requests: taken into the queue.
-        users: histories of those requests.
-        answered: requests that got recommendations.
-        failed: requests that the engine refused.
-        overloaded: requests turned away, the queue being full.
-        expired: requests dropped, their deadline being past.
-        cancelled: requests that nobody waited for any more, dropped before work.
-        batches: turns of a thread.
-        calls: calls of the engine; more than batches where options differ.
-        queued: histories that wait.
-        running: batches at work.
-    """
-
-    requests: int = 0
-    users: int = 0
-    answered: int = 0
-    failed: int = 0
-    overloaded: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    batches: int = 0
-    calls: int = 0
-    queued: int = 0
-    running: int = 0
-
-
-class _Request:
-    """One entry of the queue: recommendations for some histories, or any other call."""
-
-    __slots__ = ("allow", "arrived", "call", "deny", "error", "expires", "future", "histories",
-                 "key", "result", "timer", "waiting")  # fmt: skip
-
-    def __init__(self, histories: Sequence[Any], future: asyncio.Future[Any]) -> None:
-        self.histories = histories
-        self.future = future
-        self.arrived = perf_counter()
-        self.call: Callable[[], Any] | None = None
-        self.allow: Any = None
-        self.deny: Any = None
-        #: what requests of one native call share: k, exclude_seen, whether there are filters
-        self.key: tuple[int, bool, bool] = (0, True, False)
-        self.expires = math.inf
-        self.timer: asyncio.TimerHandle | None = None
-        self.waiting = True
-        self.result: Any = None
-        self.error: Exception | None = None
-
-    @property
-    def users(self) -> int:
-        return max(1, len(self.histories))
-
+__all__ = ["AsyncRecommender"]
 
 #: called with users, seconds in the engine, after each batch
 BatchObserver = Callable[[int, float], None]
@@ -168,11 +77,11 @@ class AsyncRecommender:
         self._window, self._max_batch, self._max_queue = window, max_batch, max_queue
         self._workers = workers
         self._on_batch = on_batch
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[Request] = deque()
         self._soon = False  # whether a flush stands in the loop's next turn
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._handed: SimpleQueue[list[_Request] | None] = SimpleQueue()
+        self._handed: SimpleQueue[list[Request] | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._closing = False
         self._idle: asyncio.Event | None = None
@@ -282,7 +191,7 @@ class AsyncRecommender:
 
     # ---------------------------------------------------------------- the queue
 
-    def _admit(self, histories: Sequence[Any]) -> _Request:
+    def _admit(self, histories: Sequence[Any]) -> Request:
         """Checks that there is room for a request."""
         if self._closing:
             raise Closed("the server is shutting down; ask another one")
@@ -297,9 +206,9 @@ class AsyncRecommender:
                 f"overloaded: {counters.queued} users wait and at most {self._max_queue} may; "
                 f"ask again later"
             )
-        return _Request(histories, loop.create_future())
+        return Request(histories, loop.create_future())
 
-    def _enter(self, request: _Request, deadline: float | None) -> asyncio.Future[Any]:
+    def _enter(self, request: Request, deadline: float | None) -> asyncio.Future[Any]:
         counters, loop = self.counters, self._loop
         assert loop is not None
         counters.requests += 1
@@ -348,9 +257,9 @@ class AsyncRecommender:
         if self._idle is not None and not self._queue and not self.counters.running:
             self._idle.set()
 
-    def _take(self) -> list[_Request]:
+    def _take(self) -> list[Request]:
         """The next batch; leaves out whom nobody waits for and whose deadline is past."""
-        batch: list[_Request] = []
+        batch: list[Request] = []
         users, now = 0, perf_counter()
         while self._queue:
             request = self._queue[0]
@@ -365,7 +274,7 @@ class AsyncRecommender:
             batch.append(request)
         return batch
 
-    def _alive(self, request: _Request, now: float) -> bool:
+    def _alive(self, request: Request, now: float) -> bool:
         if request.future.cancelled():
             self.counters.cancelled += 1
         elif now >= request.expires:
@@ -376,19 +285,19 @@ class AsyncRecommender:
         self._leave(request)
         return False
 
-    def _leave(self, request: _Request) -> None:
+    def _leave(self, request: Request) -> None:
         """Counts a request out of the queue."""
         request.waiting = False
         self.counters.queued -= request.users
         if request.timer is not None:
             request.timer.cancel()
 
-    def _expire(self, request: _Request) -> None:
+    def _expire(self, request: Request) -> None:
         """The timer of a deadline: who still waits is told at once."""
         if request.waiting and not request.future.done():
             self._refuse(request)
 
-    def _refuse(self, request: _Request) -> None:
+    def _refuse(self, request: Request) -> None:
         self._leave(request)
         self.counters.expired += 1
         waited = perf_counter() - request.arrived
@@ -396,7 +305,7 @@ class AsyncRecommender:
             DeadlineExceeded(f"the deadline passed after {1e3 * waited:.1f} ms in the queue")
         )
 
-    def _finished(self, batch: list[_Request], calls: int, seconds: float) -> None:
+    def _finished(self, batch: list[Request], calls: int, seconds: float) -> None:
         """A thread is done: tells those who wait, and takes what has come meanwhile."""
         counters = self.counters
         counters.running -= 1
@@ -426,66 +335,10 @@ class AsyncRecommender:
         while (batch := self._handed.get()) is not None:
             begin = perf_counter()
             calls = 0
-            # One version for the whole batch, whatever is swapped meanwhile.
-            recommender = self.recommender
-            for group in _groups(batch):
-                calls += _answer(recommender, group)
+            recommender = self.recommender  # read once: it may be replaced meanwhile
+            for group in groups(batch):
+                calls += answer(recommender, group)
             try:
                 loop.call_soon_threadsafe(self._finished, batch, calls, perf_counter() - begin)
             except RuntimeError:  # the loop was closed; nobody is left to be told
                 return
-
-
-def _groups(batch: list[_Request]) -> list[list[_Request]]:
-    """Requests that can share a native call."""
-    if len(batch) == 1:
-        return [batch]
-    found: dict[Any, list[_Request]] = {}
-    for request in batch:
-        found.setdefault(id(request) if request.call else request.key, []).append(request)
-    return list(found.values())
-
-
-def _answer(recommender: Recommender, group: list[_Request]) -> int:
-    """Fills in the results of a group, or its errors; returns the number of calls."""
-    begin = perf_counter()
-    first = group[0]
-    try:
-        if first.call is not None:
-            first.result = first.call()
-            return 1
-        results, version = _recommend(recommender, group)
-    except Exception as error:
-        if len(group) == 1:
-            first.error = error
-            return 1
-        # One request's mistake is not the others': each is asked on its own.
-        return 1 + sum(_answer(recommender, [request]) for request in group)
-    seconds = perf_counter() - begin
-    at = 0
-    for request in group:
-        end = at + len(request.histories)
-        part = results if len(group) == 1 else results[at:end]
-        request.result = Answer(part, version, begin - request.arrived, seconds, len(results))
-        at = end
-    return 1
-
-
-def _recommend(
-    recommender: Recommender, group: list[_Request]
-) -> tuple[list[Recommendation], str | None]:
-    k, exclude_seen, filtered = group[0].key
-    version = getattr(recommender, "version", None)
-    if len(group) == 1:
-        first = group[0]
-        histories, allow, deny = first.histories, first.allow, first.deny
-    else:
-        histories = [history for request in group for history in request.histories]
-        allow = deny = None
-        if filtered:
-            allow = [request.allow for request in group for _ in request.histories]
-            deny = [request.deny for request in group for _ in request.histories]
-            allow = None if all(one is None for one in allow) else allow
-            deny = None if all(one is None for one in deny) else deny
-    found = recommender.recommend(histories, k, exclude_seen, allow, deny)
-    return found, version

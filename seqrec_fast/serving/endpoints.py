@@ -11,7 +11,8 @@ from urllib.parse import parse_qsl
 
 from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.errors import InputError
-from seqrec_fast.serving.batching import Closed, DeadlineExceeded, Overloaded
+from seqrec_fast.serving.answers import Closed, DeadlineExceeded, Overloaded
+from seqrec_fast.serving.batching import AsyncRecommender
 from seqrec_fast.serving.bodies import (
     Refused,
     answer_object,
@@ -21,6 +22,7 @@ from seqrec_fast.serving.bodies import (
     parse_query,
     parse_similar,
 )
+from seqrec_fast.serving.calls import version_of
 from seqrec_fast.serving.service import Service
 
 __all__ = ["Endpoint", "Events", "Forget", "Recommend", "Reload", "Similar", "UserRecommend"]
@@ -126,9 +128,9 @@ class Similar(Endpoint):
         item, k, titles, deadline = parse_similar(body, service.limits, service.deadline)
         engine = service.asked()
         found, waited, spent = await _timed(
-            self.service, lambda: engine.recommender.similar_items(item, k), deadline
+            service, lambda: engine.recommender.similar_items(item, k), deadline
         )
-        return _one(found, titles, service.version, waited, spent)
+        return _one(engine, found, titles, waited, spent)
 
 
 class Events(Endpoint):
@@ -145,8 +147,8 @@ class Events(Endpoint):
             call = lambda: sessions.observe(user, items[0])  # noqa: E731
         else:
             call = lambda: sessions.observe_many([user] * len(items), items)  # noqa: E731
-        _, waited, spent = await _timed(self.service, call, self.service.deadline)
-        return _Done(200, dump({"events": len(items)}), waited, spent)
+        taken, waited, spent = await _timed(self.service, call, self.service.deadline)
+        return _Done(200, dump({"events": len(items), "known": int(taken)}), waited, spent)
 
 
 class UserRecommend(Endpoint):
@@ -165,7 +167,7 @@ class UserRecommend(Endpoint):
         found, waited, spent = await _timed(
             service, lambda: sessions.recommend(user, k, exclude_seen=exclude_seen), deadline
         )
-        return _one(found, titles, service.version, waited, spent)
+        return _one(service.asked(), found, titles, waited, spent)
 
 
 class Forget(Endpoint):
@@ -177,10 +179,10 @@ class Forget(Endpoint):
     async def answer(self, scope: Scope, body: bytes) -> _Done:
         """Drops a user's state."""
         user, sessions = _user(scope), self.service.sessions
-        _, waited, spent = await _timed(
+        known, waited, spent = await _timed(
             self.service, lambda: sessions.forget(user), self.service.deadline
         )
-        return _Done(200, b'{"forgotten":true}', waited, spent)
+        return _Done(200, dump({"forgotten": bool(known)}), waited, spent)
 
 
 class Reload(Endpoint):
@@ -209,11 +211,11 @@ async def _timed(
 
 
 def _one(
-    found: Recommendation, titles: bool, version: str | None, waited: float, engine: float
+    engine: AsyncRecommender, found: Recommendation, titles: bool, waited: float, spent: float
 ) -> _Done:
     answer = answer_object(found, titles)
-    answer["version"] = version
-    return _Done(200, dump(answer), waited, engine)
+    answer["version"] = version_of(found, engine.recommender)
+    return _Done(200, dump(answer), waited, spent)
 
 
 def _user(scope: Scope) -> str:

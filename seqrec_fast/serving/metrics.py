@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from seqrec_fast import __version__
-from seqrec_fast.serving.batching import Counters
+from seqrec_fast.serving.answers import Counters
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
@@ -29,6 +29,10 @@ _COUNTED = {
     "batches": "batches handed to the engine",
     "calls": "calls of the engine",
 }
+
+
+#: of the statistics of live users what goes up and down; the others only grow
+_HELD = ("users", "bytes", "pages")
 
 
 class _Live(Collector):
@@ -54,8 +58,8 @@ class _Live(Collector):
         facts.add_metric([str(now["info"].get(name, "")) for name in _INFO], 1)
         yield facts
         for name, value in now.get("sessions", {}).items():
-            if isinstance(value, (int, float)):
-                yield GaugeMetricFamily(f"seqrec_sessions_{name}", f"sessions: {name}", value)
+            kind = GaugeMetricFamily if name in _HELD else CounterMetricFamily
+            yield kind(f"seqrec_sessions_{name}", f"live users: {name}", value=value)
 
 
 _INFO = ("library", "model", "version", "items")

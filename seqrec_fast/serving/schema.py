@@ -31,19 +31,19 @@ def components(limits: Limits) -> dict[str, Any]:
             "description": "after so long in the queue the request is dropped (504)",
         },
     }
-    filters = {**ids, "maxItems": limits.ids, "nullable": True}
+    filters = {**ids, "type": ["array", "null"], "maxItems": limits.ids}
     answer = {
         "items": {**ids, "description": "best first; fewer than k where fewer are left"},
         "scores": {"type": "array", "items": {"type": "number"}, "description": "descending"},
         "unknown": {**ids, "description": "ids of the history that the model does not know"},
         "unknown_filters": {**ids, "description": "ids of allow and deny that it does not know"},
         "fallback": {
-            **{"type": "string", "nullable": True, "enum": ["popularity", None]},
+            "enum": ["popularity", None],
             "description": "popularity where no id of the history is known",
         },
-        "titles": {"type": "array", "items": {"type": "string", "nullable": True}},
+        "titles": {"type": "array", "items": {"type": ["string", "null"]}},
     }
-    version = {"type": "string", "nullable": True, "description": "of the bundle that answered"}
+    version = {"type": ["string", "null"], "description": "of the bundle that answered"}
     required = ["items", "scores", "unknown", "unknown_filters", "fallback"]
     return {
         "Ask": _object(
@@ -107,7 +107,13 @@ def paths(limits: Limits, *, sessions: bool, reload: bool) -> dict[str, Any]:
             "/users/{user}/events": {
                 "post": _operation(
                     "Advance a user's state by events",
-                    _object({"events": whole}, ["events"]),
+                    _object(
+                        {
+                            "events": {**whole, "description": "in the request"},
+                            "known": {**whole, "description": "of items that the model knows"},
+                        },
+                        ["events", "known"],
+                    ),
                     body="Events",
                     parameters=[user],
                 )
@@ -126,7 +132,7 @@ def paths(limits: Limits, *, sessions: bool, reload: bool) -> dict[str, Any]:
             },
         }
     if reload:
-        version = {"version": {"type": "string", "nullable": True}}
+        version = {"version": {"type": ["string", "null"]}}
         found["/admin/reload"] = {
             "post": _operation("Serve the bundle that is on the disk now", _object(version, []))
         }

@@ -87,6 +87,7 @@ def serve(
         lifespan="on",
         ws="none",
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a request came from
     )
     server = _Server(
         config, app.state.service, grace, lambda: started(f"http://{shown}:{bound[1]}")

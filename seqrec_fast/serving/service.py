@@ -101,12 +101,13 @@ class Service:
             if swap is not None:
                 await asyncio.to_thread(swap, path)
             else:
-                new = await asyncio.to_thread(Recommender.load, path, threads=self._threads)
-                self._recommender = new
+                recommender = await asyncio.to_thread(Recommender.load, path, threads=self._threads)
                 assert self.engine is not None
-                self.engine.replace(new)
+                self._recommender = recommender
+                self.engine.replace(recommender)
             self.reloads += 1
-            return getattr(self._recommender, "version", None)
+            # In a thread too: a version is a hash of all weights, made when first asked for.
+            return await asyncio.to_thread(_version, recommender)
 
     def reload_soon(self) -> None:
         """:meth:`reload` from a signal; a failure is logged."""
@@ -127,6 +128,7 @@ class Service:
             log.error("the bundle cannot be served: %s", error)
 
     def _take(self, recommender: Recommender) -> None:
+        _version(recommender)  # made now, not by the first request
         self._recommender = recommender
         if self.keeps_sessions:
             make = getattr(recommender, "sessions", None)
@@ -170,19 +172,15 @@ class Service:
             )
         return self.engine
 
-    @property
-    def version(self) -> str | None:
-        """Version of the bundle that is served, where it has one."""
-        return getattr(self._recommender, "version", None)
-
     def about(self) -> dict[str, Any]:
         """Model, version, number of items; empty while loading."""
         if self._recommender is None:
             return {}
-        model = self._recommender.info()["model"]
         return {
-            "model": model, "version": self.version or "", "items": self._recommender.num_items
-        }  # fmt: skip
+            "model": self._recommender.info()["model"],
+            "version": _version(self._recommender) or "",
+            "items": self._recommender.num_items,
+        }
 
     def _facts(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -194,3 +192,7 @@ class Service:
         if self.sessions is not None:
             found["sessions"] = dict(self.sessions.stats())
         return found
+
+
+def _version(recommender: Recommender) -> str | None:
+    return getattr(recommender, "version", None)

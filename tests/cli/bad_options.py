@@ -185,6 +185,11 @@ def k_a_word(world: World, folder: Path) -> Arguments:
     return ["evaluate", world.bundle, world.log, "--k", "5,ten"]
 
 
+@case("--weights", "'fp8'", "float32, bfloat16, int8")
+def weights_of_an_unknown_form(world: World, folder: Path) -> Arguments:
+    return ["evaluate", world.bundle, world.log, "--weights", "int8,fp8"]
+
+
 @case("--history", "no id")
 def history_empty(world: World, folder: Path) -> Arguments:
     return ["recommend", world.bundle, "--history", " , "]
@@ -216,3 +221,56 @@ def evaluate_on_a_log_of_other_items(world: World, folder: Path) -> Arguments:
 @case("nothing.csv")
 def evaluate_without_the_log(world: World, folder: Path) -> Arguments:
     return ["evaluate", world.bundle, folder / "nothing.csv"]
+
+
+# -------------------------------------------------------------------------- batch
+
+
+def batch(world: World, folder: Path, *more: object) -> Arguments:
+    return ["batch", world.bundle, world.log, folder / "out.parquet", *more]
+
+
+@case("--k", "at least 1")
+def batch_of_no_items(world: World, folder: Path) -> Arguments:
+    return batch(world, folder, "--k", "0")
+
+
+@case("'who' (--user)", "user_id, item_id")
+def batch_column_missing(world: World, folder: Path) -> Arguments:
+    return batch(world, folder, "--user", "who")
+
+
+@case("users.csv", "no such file")
+def batch_of_a_missing_file(world: World, folder: Path) -> Arguments:
+    return ["batch", world.bundle, folder / "users.csv", folder / "out.parquet"]
+
+
+@case("is the input itself")
+def batch_onto_its_input(world: World, folder: Path) -> Arguments:
+    log = text_log(folder, "user,item\na,i1\n", "log.parquet")
+    return ["batch", world.bundle, log, log, "--overwrite", "--format", "csv"]
+
+
+@case("does not exist; create it first")
+def batch_into_no_folder(world: World, folder: Path) -> Arguments:
+    return ["batch", world.bundle, world.log, folder / "no" / "out.parquet"]
+
+
+@case("allow.txt", "No such file")
+def batch_without_its_allow_list(world: World, folder: Path) -> Arguments:
+    return batch(world, folder, "--allow", folder / "allow.txt")
+
+
+@case("--deny", "no id in")
+def batch_with_an_empty_deny_list(world: World, folder: Path) -> Arguments:
+    return batch(world, folder, "--deny", text_log(folder, "\n\n", "deny.txt"))
+
+
+@case("--weights", "expected one form")
+def batch_in_two_forms(world: World, folder: Path) -> Arguments:
+    return batch(world, folder, "--weights", "float32,int8")
+
+
+@case("--include-seen", "not allowed with")
+def batch_with_seen_items_in_and_out(world: World, folder: Path) -> Arguments:
+    return batch(world, folder, "--exclude-seen", "--include-seen")

@@ -215,6 +215,30 @@ def test_evaluate_repeats_the_figures_of_the_training(world: World) -> None:
     }
 
 
+def test_evaluate_tells_what_smaller_weights_lose(world: World) -> None:
+    from seqrec_fast.engine.precision import apply_weights
+
+    done = run("evaluate", world.bundle, world.log, "--k", "3,10", "--weights", "bfloat16",
+               "--weights", "float32,int8", "--json")  # fmt: skip
+    found = json.loads(done.out)
+    assert list(found["weights"]) == ["bfloat16", "int8"]
+    for form, one in found["weights"].items():
+        for name in ("NDCG@3", "NDCG@10"):
+            lost = found["metrics"][name] - one["metrics"][name]
+            assert one["ndcg_loss"][name]["absolute"] == lost
+            assert one["ndcg_loss"][name]["share"] == lost / found["metrics"][name]
+        content = sf.bundle.load(world.bundle)
+        content.tensors = apply_weights(content.tensors, form)
+        rounded = world.bundle.with_name(f"bundle-{form}")
+        sf.bundle.save(content, rounded)
+        alone = json.loads(run("evaluate", rounded, world.log, "--k", "3,10", "--json").out)
+        assert one["metrics"] == alone["metrics"]
+        assert alone["weights"] == {}
+    shown = run("evaluate", world.bundle, world.log, "--weights", "int8").out
+    assert "loss of int8 against float32: NDCG@10 " in shown
+    assert "loss of bfloat16" not in shown
+
+
 def test_evaluate_on_validation(world: World) -> None:
     done = run("evaluate", world.bundle, world.log, "--on", "validation", "--json")
     trained = json.loads(world.printed)["metrics"]["validation"]["values"]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The recurrent layers of every instruction set against a plain computation in double. Buffers end
 // where the data ends, so that the address sanitizer sees every access beyond them.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -171,6 +172,70 @@ TEST(recurrent_sizes) {
           for (const seqrec::KernelTable* table : all_tables()) layer.check(*table);
         }
       }
+    }
+  }
+}
+
+/// Few rows are shared by their hidden units.
+TEST(recurrent_threads_of_few_rows) {
+  for (RecurrentCell cell : kCells) {
+    for (const std::vector<std::int64_t>& lengths :
+         {std::vector<std::int64_t>{300}, {0, 120, 0}, {90, 150}}) {
+      for (bool extras : {false, true}) {
+        const Layer layer({cell, CellActivation::kTanh, 20, 140, extras, 3}, lengths);
+        for (const seqrec::KernelTable* table : all_tables()) layer.check(*table);
+      }
+    }
+  }
+}
+
+/// Packed weights are those of the layer, however it was changed, and are packed once.
+TEST(recurrent_packing) {
+  const std::int64_t hidden = 19, inputs = 5;
+  for (const seqrec::KernelTable* table : all_tables()) {
+    for (RecurrentCell cell : kCells) {
+      const std::int64_t outputs = seqrec::recurrent_gates(cell) * hidden;
+      const auto ones = [](std::int64_t n) { return Numbers(static_cast<std::size_t>(n), 1.0f); };
+      Numbers w_ih = ones(outputs * inputs), w_hh = ones(outputs * hidden);
+      Numbers b_ih = ones(outputs), b_hh = ones(outputs);
+      seqrec::RecurrentProblem p{};
+      p.cell = cell;
+      p.inputs = inputs;
+      p.hidden = hidden;
+      p.w_ih = w_ih.data();
+      p.w_hh = w_hh.data();
+      p.b_ih = b_ih.data();
+      p.b_hh = b_hh.data();
+      seqrec::RecurrentPacking packing;
+      const auto packed = [&] { return packing.of(p, 1, *table); };
+      auto before = packed();
+      CHECK(packed() == before, "%s", table->name);
+      for (Numbers* numbers : {&w_ih, &w_hh, &b_ih, &b_hh}) {
+        for (const std::size_t i : {std::size_t{0}, numbers->size() / 2, numbers->size() - 1}) {
+          (*numbers)[i] = -(*numbers)[i];  // the one bit that multiplying cannot spread
+          const auto after = packed();
+          CHECK(after != before, "%s: number %zu", table->name, i);
+          Numbers want(static_cast<std::size_t>(table->recurrent->packed_size(p)), kNan);
+          table->recurrent->pack(p, 0, table->recurrent->panels(p), want.data());
+          CHECK(std::equal(want.begin(), want.end(), after->data()), "%s", table->name);
+          before = after;
+        }
+        // two signs at once, and two numbers that change places
+        (*numbers)[0] *= -1;
+        numbers->back() *= -1;
+        const auto twice = packed();
+        CHECK(twice != before, "%s", table->name);
+        (*numbers)[1] = 3;
+        const auto third = packed();
+        std::swap((*numbers)[1], (*numbers)[numbers->size() / 2]);
+        CHECK(packed() != third, "%s", table->name);
+        before = packed();
+      }
+      p.b_hh = nullptr;
+      CHECK(packed() != before, "%s", table->name);
+      p.activation = CellActivation::kSigmoid;
+      const auto sigma = packed();
+      CHECK(sigma != before && packed() == sigma, "%s", table->name);
     }
   }
 }

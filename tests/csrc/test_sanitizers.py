@@ -23,6 +23,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # A child of a threaded process under the thread sanitizer cannot start threads: no fork tests.
 THREADED = [
     "pool_",
+    "team_",
     "hstu_attention_threads",
     "topk_threads",
     "cross_entropy_threads",

@@ -371,3 +371,28 @@ def test_broken_offsets_are_refused_by_the_module_itself() -> None:
 def test_memory_that_cannot_be_had_is_a_memory_error() -> None:
     with pytest.raises((MemoryError, ValueError)):
         native.score_topk(Q, V, 2**50)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"offsets": [0, 2.5, 5]}, "offsets: expected whole numbers, found float64"),
+        ({"offsets": [0, "a", 5]}, "offsets: expected whole numbers, found <U"),
+        ({"offsets": [[0], [2, 3]]}, "offsets: expected an array of numbers, found uneven rows"),
+        ({"offsets": None}, "offsets: expected whole numbers, found object"),
+        ({"offsets": [0, 3, 2, 5]}, "offsets: must not decrease"),
+        ({"q": [[1], [2, 3]]}, "q: expected an array of numbers, found uneven rows"),
+        ({"scale": "x"}, "scale: expected a number, found 'x'"),
+    ],
+)
+def test_arguments_of_attention_are_named(change: dict[str, Any], message: str) -> None:
+    a = np.zeros((5, 2, 4), np.float32)
+    given = {"q": a, "k": a, "v": a, "offsets": [0, 2, 5]} | change
+    with pytest.raises(InputError, match=f"^{message}"):
+        native.attention(**given)
+
+
+def test_lengths_of_decode_attention_are_whole() -> None:
+    a = np.zeros((5, 2, 4), np.float32)
+    with pytest.raises(InputError, match=r"^lengths: expected whole numbers, found float64"):
+        native.decode_attention(a[:2], a, a, [0, 2, 5], lengths=[1.7, 2])

@@ -234,16 +234,6 @@ def test_the_gradient_is_not_copied() -> None:
         assert inputs[1].grad.data_ptr() == written
 
 
-def test_a_kept_graph_gives_no_wrong_second_gradient() -> None:
-    inputs, targets = case(5, 30, 4)
-    loss = linear_cross_entropy(*inputs[:2], targets)
-    first = torch.autograd.grad(loss, inputs[0], retain_graph=True)[0].clone()
-    assert torch.equal(torch.autograd.grad(loss, inputs[0], retain_graph=True)[0], first)
-    torch.autograd.grad(loss * 2.0, inputs[0], retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(loss, inputs[0])
-
-
 def test_same_result_every_time_and_on_any_number_of_threads(
     threads: Callable[[int], None],
 ) -> None:

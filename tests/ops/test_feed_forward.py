@@ -16,7 +16,7 @@ from seqrec_fast.errors import InputError
 from seqrec_fast.nn import FeedForward
 from seqrec_fast.ops import feed_forward
 from seqrec_fast.ops.feed_forward import feed_forward_reference
-from tests.ops.judge import ISAS, judge
+from tests.ops.judge import ISAS, allowed, judge, worst
 
 ACTIVATIONS = ["gelu_tanh", "gelu", "relu", "silu"]
 SIZES = [1, 2, 3, 5, 12, 16, 17, 31, 33, 48, 49]
@@ -54,12 +54,15 @@ def test_is_as_exact_as_torch(isa: str, activation: str) -> None:
 def test_every_size(rows: int, inputs: int, inner: int, outputs: int) -> None:
     given_tensors = tensors(rows, inputs, inner, outputs)
     exact = feed_forward_reference(*(t.double() for t in given_tensors), dropout=0.3, seed=1)
+    theirs = feed_forward_reference(*given_tensors, dropout=0.3, seed=1)
+    limit = allowed(worst(theirs, exact), exact, 2.0)
     before = native.build_info()["isa"]
-    for name in ISAS:
-        _C.use_isa(name)
-        found = feed_forward(*given_tensors, dropout=0.3, seed=1)
-        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
-    _C.use_isa(before)
+    try:
+        for name in ISAS:
+            _C.use_isa(name)
+            assert worst(feed_forward(*given_tensors, dropout=0.3, seed=1), exact) <= limit
+    finally:
+        _C.use_isa(before)
 
 
 def test_many_tokens_pass_in_chunks_and_threads_change_nothing() -> None:

@@ -384,3 +384,20 @@ def test_clear_errors() -> None:
         call(time_bias=torch.zeros(2, 4), times=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(InputError, match=r"v: expected torch\.float32"):
         call(v=made["v"].double())
+
+
+def test_the_least_number_as_a_mask_of_distances(isa: str) -> None:
+    """A window of attention: whatever is further away counts nothing and takes no gradient."""
+    q, k, v = (torch.randn(9, 2, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    offsets = torch.tensor([0, 2, 9])
+    least = torch.finfo(torch.float32).min
+    bias = torch.tensor([[0.3, -0.2, least], [0.1, 0.4, least]])
+    inputs = [t.requires_grad_() for t in (q, k, v, bias)]
+    found = hstu_attention(q, k, v, offsets, normaliser=3.0, bias=bias)
+    wanted = hstu_attention_reference(q, k, v, offsets, normaliser=3.0, bias=bias)
+    torch.testing.assert_close(found, wanted)
+    got = torch.autograd.grad(found.square().sum(), inputs)
+    want = torch.autograd.grad(wanted.square().sum(), inputs)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not got[3][:, 2].any()

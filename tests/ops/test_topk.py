@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqrec_fast import native
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.ops import topk as module
@@ -165,3 +166,58 @@ def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
     for function in (score_topk, score_topk_reference):
         with pytest.raises(InputError, match=f"^{message}"):
             function(**(arguments | change))
+
+
+def test_is_a_registered_operator_and_compiles() -> None:
+    generator = torch.Generator().manual_seed(3)
+    queries, items, bias = (torch.randn(s, generator=generator) for s in ((4, 6), (30, 6), (30,)))
+    blocked = torch.arange(30) % 5 == 0
+    seen = JaggedBatch.from_lists([[1, 2], [], [7], [9, 11, 3]]).to_torch()
+    operator = torch.ops.seqrec_fast.score_topk.default
+    torch.library.opcheck(operator, (queries, items, None, None, None, None, 3))
+    torch.library.opcheck(operator, (queries, items, bias, seen.values, seen.offsets, blocked, 40))
+
+    def best(queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scores, ids = score_topk(queries * 2, items, bias=bias, seen=seen, blocked=blocked, k=k)
+        return scores + 1, ids
+
+    compiled = torch.compile(best, fullgraph=True, backend="aot_eager", dynamic=True)
+    for k in (3, 40):
+        for got, want in zip(compiled(queries, k), best(queries, k), strict=True):
+            assert torch.equal(got, want)
+    plain = torch.compile(lambda q: score_topk(q, items, k=5), fullgraph=True, backend="aot_eager")
+    for got, want in zip(
+        plain(queries.clone().requires_grad_()), score_topk(queries, items, k=5), strict=True
+    ):
+        assert torch.equal(got, want)
+        assert not got.requires_grad
+
+
+def test_wrong_seen_items_are_refused_where_values_are_not_known_in_a_trace() -> None:
+    items = torch.randn(5, 3)
+    compiled = torch.compile(
+        lambda q, seen: score_topk(q, items, seen=seen, k=2), fullgraph=True, backend="aot_eager"
+    )
+    bad = JaggedBatch.from_lists([[5]]).to_torch()
+    with pytest.raises(InputError, match="seen: found item 5"):
+        compiled(torch.randn(1, 3), bad)
+
+
+@pytest.mark.filterwarnings("error")
+def test_items_in_read_only_memory() -> None:
+    items = np.random.default_rng(1).standard_normal((20, 4)).astype(np.float32)
+    bias = np.zeros(20, np.float32)
+    for array in (items, bias):
+        array.flags.writeable = False
+    queries = torch.randn(2, 4)
+    got = score_topk(queries, native.QuantizedItems(items, bias), k=3)
+    want = score_topk(queries, torch.tensor(items), k=3)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_more_places_than_memory() -> None:
+    for k in (2**40, 2**60, 2**61):
+        with pytest.raises(
+            InputError, match=r"k: .* places for each of 3 queries take more memory"
+        ):
+            score_topk(torch.randn(3, 2), torch.randn(4, 2), k=k)

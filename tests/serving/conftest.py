@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from seqrec_fast import bundle as bundles
 from seqrec_fast.bundle import Bundle
@@ -43,6 +45,18 @@ def make_bundle(*, text_ids: bool = True, seed: int = 5) -> Bundle:
         popularity=rng.permutation(ITEMS),
         item_table=ItemTable({"title": [f"Title {n}" for n in range(ITEMS)]}, "title"),
     )
+
+
+@dataclass
+class Found:
+    """What a stand-in for a recommender answers: a recommendation's fields."""
+
+    items: NDArray[Any]
+    scores: NDArray[np.float32]
+    unknown: tuple[Any, ...] = ()
+    fallback: str | None = None
+    titles: tuple[str | None, ...] = ()
+    unknown_filters: tuple[Any, ...] = ()
 
 
 @pytest.fixture(scope="session")

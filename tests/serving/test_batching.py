@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from seqrec_fast.engine import Recommendation, Recommender
+from seqrec_fast.engine import Recommender
 from seqrec_fast.errors import InputError
 from seqrec_fast.serving import AsyncRecommender, Closed, DeadlineExceeded, Overloaded
+from tests.serving.conftest import Found
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class Gate:
 
     def recommend(
         self, histories: Any, k: int, exclude_seen: bool, allow: Any, deny: Any
-    ) -> list[Recommendation]:
+    ) -> list[Found]:
         self.calls.append(
             {"histories": list(histories), "k": k, "seen": exclude_seen, "allow": allow,
              "deny": deny}
@@ -49,7 +50,7 @@ class Gate:
         if any(history == ["bad"] for history in histories):
             raise InputError("histories: bad")
         return [
-            Recommendation(np.arange(k), np.zeros(k, np.float32), tuple(history), None, (None,) * k)
+            Found(np.arange(k), np.zeros(k, np.float32), tuple(history), None, (None,) * k)
             for history in histories
         ]
 
@@ -87,7 +88,7 @@ def test_answers_are_those_of_the_recommender(recommender: Recommender) -> None:
             }
         )
 
-    async def main() -> list[Recommendation]:
+    async def main() -> list[Found]:
         async with AsyncRecommender(recommender, max_batch=16, workers=2) as engine:
             answers = await asyncio.gather(*(engine.recommend(**one) for one in asked))
             assert engine.counters.calls < len(asked)  # they were grouped
