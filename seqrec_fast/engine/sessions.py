@@ -8,6 +8,7 @@ recommender when another model takes its place, and writes snapshots.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -433,10 +434,10 @@ class Sessions:
                 return bound
             window = model.encoder.native.window
             store = self._store(model, min(self._hop, max(window, 1)))
-            try:
-                store.take_from(bound.store, model.items.encode(bound.model.items.ids))
-            except _C.SessionsReplaced:
-                pass  # handed on just before this process was forked: nobody has them here
+            table = model.items.encode(bound.model.items.ids)
+            # refused where they were handed on just before this process was forked: nobody has them
+            with contextlib.suppress(_C.SessionsReplaced):
+                store.take_from(bound.store, table)
             self._bound = _Bound(model, store)
             return self._bound
 
