@@ -4,7 +4,8 @@
 Each server is a process of its own and so is the client, which keeps so many connections busy: each
 sends its next request when the answer to its last one has come. The rival is the very same FastAPI
 app, micro-batching included, around the same weights exported to ONNX Runtime with faiss's
-IndexFlatIP for the search; a short trial says whether batches help it, and it runs as suits it.
+IndexFlatIP for the search; short trials say with which batches and threads it is quickest, and it
+runs with those.
 
 ``python -m benchmarks.bench_serving --seconds 10`` prints a table and writes
 ``benchmarks/results/serving.json``.
@@ -81,10 +82,12 @@ class Rival:
 
     version = None
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, threads: int) -> None:
         from seqrec_fast.benchmarks.engine_rivals import rival_stacks
 
-        stacks, missing = rival_stacks(bundle, 1, runtimes=["onnxruntime"], searches=["faiss"])
+        stacks, missing = rival_stacks(
+            bundle, threads, runtimes=["onnxruntime"], searches=["faiss"]
+        )
         if not stacks:
             raise SystemExit(f"the rival cannot run here: {missing}")
         (self._stack,) = stacks.values()
@@ -106,17 +109,17 @@ class Rival:
         return [Found(*row) for row in zip(names, scores, strict=True)]
 
 
-def serve_rival(path: str, port: int, workers: int, max_batch: int) -> None:
+def serve_rival(path: str, workers: int, threads: int, max_batch: int) -> None:
     """Runs in a process of its own."""
     from seqrec_fast.serving import create_app
     from seqrec_fast.serving.server import serve
 
-    recommender: Any = Rival(bundles.load(path))
+    recommender: Any = Rival(bundles.load(path), threads)
     app = create_app(recommender, workers=workers, max_batch=max_batch, max_queue=4096)
     serve(
         app,
         host="127.0.0.1",
-        port=port,
+        port=0,
         grace=0,
         log_level="warning",
         started=lambda url: print(json.dumps({"url": url}), flush=True),
@@ -124,9 +127,9 @@ def serve_rival(path: str, port: int, workers: int, max_batch: int) -> None:
 
 
 @contextmanager
-def server(command: list[str]) -> Iterator[tuple[str, int]]:
-    """A server process: its address and process id."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def server(command: list[str], threads: int = 1) -> Iterator[tuple[str, int]]:
+    """A server process: its address and process id; ``threads`` are those of faiss."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
     )
@@ -136,6 +139,23 @@ def server(command: list[str]) -> Iterator[tuple[str, int]]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+class Setting(NamedTuple):
+    """How the rival's server runs."""
+
+    workers: int
+    threads: int
+    max_batch: int
+
+    def flags(self) -> list[str]:
+        values = self._asdict().items()
+        return [part for n, v in values for part in (f"--{n.replace('_', '-')}", str(v))]
+
+
+def settings(workers: int) -> list[Setting]:
+    """What may suit the rival: each request alone, batches, or both cores for one batch."""
+    return [Setting(workers, 1, 1), Setting(workers, 1, 64), Setting(1, 2, 64)]
 
 
 # ---------------------------------------------------------------------------------- client
@@ -322,13 +342,14 @@ def main() -> int:
     for hidden in ("--client", "--bodies", "--rival"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--max-batch", type=int, default=64, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.client:
         bodies = json.loads(Path(arguments.bodies).read_text())
         print(json.dumps(client(arguments.client, arguments.clients[0], arguments.seconds, bodies)))
         return 0
     if arguments.rival:
-        serve_rival(arguments.rival, 0, arguments.workers, arguments.max_batch)
+        serve_rival(arguments.rival, arguments.workers, arguments.threads, arguments.max_batch)
         return 0
 
     with tempfile.TemporaryDirectory(prefix="bench_serving-") as folder:
@@ -339,23 +360,30 @@ def main() -> int:
         ours = [sys.executable, "-m", "seqrec_fast.cli.main", "serve", str(path), "--port", "0"]
         ours += ["--json", "--threads", "1", "--grace", "0", *workers]
         module = [sys.executable, "-m", "benchmarks.bench_serving"]
-        rival = [*module, "--rival", str(path), *workers]
+        rival = [*module, "--rival", str(path)]
         runs: list[dict[str, Any]] = []
         for clients in arguments.clients:
-            trial = {}
-            for batch in (1, 64):
-                with server([*rival, "--max-batch", str(batch)]) as (url, pid):
+            trials: dict[Setting, float] = {}
+            for setting in settings(arguments.workers):
+                with server([*rival, *setting.flags()], setting.threads) as (url, pid):
                     tried = load(url, pid, clients, min(TRIAL, arguments.seconds), bodies_path)
-                    trial[batch] = tried["requests_per_second"]
-            best = max(trial, key=lambda batch: trial[batch])
-            stacks = {"seqrec-fast": ours, "onnxruntime+faiss": [*rival, "--max-batch", str(best)]}
-            for name, command in stacks.items():
-                with server(command) as (url, pid):
+                    trials[setting] = tried["requests_per_second"]
+            best = max(trials, key=lambda setting: trials[setting])
+            commands = {
+                "seqrec-fast": (ours, 1),
+                "onnxruntime+faiss": ([*rival, *best.flags()], best.threads),
+            }
+            for name, (command, threads) in commands.items():
+                with server(command, threads) as (url, pid):
                     check(url, json.loads(bodies_path.read_text())[0], path)
                     figures = load(url, pid, clients, arguments.seconds, bodies_path)
                 runs.append({"stack": name, **figures})
                 if name != "seqrec-fast":
-                    runs[-1]["trial_requests_per_second_by_max_batch"] = trial
+                    runs[-1]["setting"] = best._asdict()
+                    runs[-1]["trials"] = [
+                        {**setting._asdict(), "requests_per_second": found}
+                        for setting, found in trials.items()
+                    ]
                 print(json.dumps(runs[-1]), flush=True)
             ratio = runs[-2]["requests_per_second"] / runs[-1]["requests_per_second"]
             runs[-2]["throughput_ratio"] = round(ratio, 3)

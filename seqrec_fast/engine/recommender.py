@@ -19,9 +19,11 @@ from seqrec_fast import bundle as bundles
 from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.precision import Weights, checked_weights
+from seqrec_fast.engine.recommendation import Recommendation
 from seqrec_fast.engine.requests import (
     Filter,
     Histories,
+    checked_indices,
     is_list,
     parse_filter,
     parse_histories,
@@ -41,53 +43,6 @@ __all__ = ["Recommendation", "Recommender"]
 _USERS_AT_ONCE = 8192  # bounds the memory of a large request; each part is one native call
 
 _NO_FILTER = Filter(None, None, [])
-
-
-class Recommendation:
-    """The answer for one user, best item first.
-
-    Attributes:
-        items: raw ids ``[n]`` (int64, or object array of ``str``); ``n`` is ``k``, or less where
-            fewer items are left.
-        scores: float32 ``[n]``, descending. Logits of the model (event counts where ``fallback``
-            is ``"popularity"``, cosines from ``similar_items``).
-        unknown: ids of the history that the model does not know; they were ignored.
-        fallback: ``"popularity"`` where the history holds no known id, so that the most popular
-            items were ranked instead; otherwise ``None``.
-        unknown_filters: ids of the allow and deny lists that the model does not know; ignored.
-    """
-
-    __slots__ = ("_indices", "_model", "fallback", "items", "scores", "unknown", "unknown_filters")
-
-    def __init__(
-        self,
-        model: ServedModel,
-        indices: NDArray[np.int64],
-        scores: NDArray[np.float32],
-        unknown: tuple[Any, ...] = (),
-        fallback: str | None = None,
-        unknown_filters: tuple[Any, ...] = (),
-    ) -> None:
-        self.items: NDArray[Any] = model.items.ids[indices]
-        self.scores = scores
-        self.unknown = unknown
-        self.fallback = fallback
-        self.unknown_filters = unknown_filters
-        self._model = model
-        self._indices = indices
-
-    @property
-    def titles(self) -> tuple[str | None, ...]:
-        """Title of each item, ``None`` where there is none."""
-        return self._model.titles(self._indices)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __repr__(self) -> str:
-        shown = ", ".join(repr(item) for item in self.items[:3].tolist())
-        more = ", …" if len(self) > 3 else ""
-        return f"Recommendation({len(self)} items: {shown}{more})"
 
 
 class Recommender:
@@ -214,7 +169,7 @@ class Recommender:
         wanted = whole_number("k", k)
         model = self._current
         items = len(model.items)
-        known = _checked_indices(histories, items)
+        known = checked_indices(histories, items)
         denied = _NO_FILTER
         if blocked is not None:
             mask = np.asarray(blocked)
@@ -542,23 +497,3 @@ def _checked_threads(threads: int | None) -> int | None:
     if count > native.MAX_THREADS:
         raise InputError(f"threads: at most {native.MAX_THREADS}, found {count}")
     return count
-
-
-def _checked_indices(histories: JaggedBatch[Any], items: int) -> JaggedBatch[Any]:
-    given: object = histories
-    if not isinstance(given, JaggedBatch) or given.is_torch:
-        raise InputError(
-            "histories: expected a JaggedBatch of numpy item indices; raw ids go to recommend"
-        )
-    values = histories.values
-    if values.dtype != np.int32 or values.ndim != 1:
-        raise InputError(
-            f"histories: expected int32 item indices, found {values.dtype} of shape {values.shape}"
-        )
-    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < items:
-        at = int(np.flatnonzero((values < 0) | (values >= items))[0])
-        row = int(np.searchsorted(histories.offsets, at, side="right")) - 1
-        raise InputError(
-            f"histories: row {row} holds item {int(values[at])}, but the items are 0 to {items - 1}"
-        )
-    return histories

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Filter",
     "Histories",
+    "checked_indices",
     "is_list",
     "parse_filter",
     "parse_histories",
@@ -220,3 +221,28 @@ def _shown(given: Any) -> str:
     text = repr(given)
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"{text} ({type(given).__name__})".replace("\n", " ")
+
+
+def checked_indices(histories: JaggedBatch[Any], items: int) -> JaggedBatch[Any]:
+    """Checks histories that are item indices already.
+
+    Raises:
+        InputError: another type or shape, or an index that is no item.
+    """
+    given: object = histories
+    if not isinstance(given, JaggedBatch) or given.is_torch:
+        raise InputError(
+            "histories: expected a JaggedBatch of numpy item indices; raw ids go to recommend"
+        )
+    values = histories.values
+    if values.dtype != np.int32 or values.ndim != 1:
+        raise InputError(
+            f"histories: expected int32 item indices, found {values.dtype} of shape {values.shape}"
+        )
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < items:
+        at = int(np.flatnonzero((values < 0) | (values >= items))[0])
+        row = int(np.searchsorted(histories.offsets, at, side="right")) - 1
+        raise InputError(
+            f"histories: row {row} holds item {int(values[at])}, but the items are 0 to {items - 1}"
+        )
+    return histories

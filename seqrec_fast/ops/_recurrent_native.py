@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from seqrec_fast import _C
@@ -46,18 +48,10 @@ def _launch(
 ) -> None:
     # the list holds on to copies that `contiguous` may make until the kernel has read them
     dense = [None if t is None else t.contiguous() for t in (x, offsets, *tensors)]
-    _C.recurrent_forward(
-        cell,
-        activation,
-        x.shape[0],
-        rows,
-        x.shape[1],
-        tensors[1].shape[1],  # type: ignore[union-attr]
-        *[0 if t is None else t.data_ptr() for t in dense],
-        *[0 if t is None else t.data_ptr() for t in made],
-        0,
-        packing,
-    )
+    sizes = x.shape[0], rows, x.shape[1], tensors[1].shape[1]  # type: ignore[union-attr]
+    addresses = [0 if t is None else t.data_ptr() for t in (*dense, *made)]
+    arguments: tuple[Any, ...] = (cell, activation, *sizes, *addresses, 0, packing)
+    _C.recurrent_forward(*arguments)
 
 
 def _cpu(

@@ -138,7 +138,7 @@ def test_flat_rows_are_the_lists(by_text: Witness, tmp_path: Path) -> None:
     recommend_users(by_text, source, tmp_path / "flat.parquet", k=5, chunk_users=3, flat=True)
     lists, flat = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("lists", "flat"))
     expected = [
-        {"user": row["user"], "rank": rank, "item": item, "score": score,
+        {"user": row["user"], "rank": rank, "item": item, "score": pytest.approx(score, rel=1e-5),
          "fallback": row["fallback"]}
         for row in lists.to_pylist()
         for rank, (item, score) in enumerate(zip(row["items"], row["scores"], strict=True), 1)

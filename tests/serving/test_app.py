@@ -307,7 +307,7 @@ def test_the_page_stands_alone(client: Any) -> None:
 def test_sigterm_drains_without_losing_a_request(
     folder: Path, serve: Callable[..., Server]
 ) -> None:
-    server = serve(folder, "--grace", 1)
+    server = serve(folder, "--grace", 2)
     lost: list[Any] = []
     answered = [0]
     draining = threading.Event()
@@ -349,7 +349,7 @@ def test_sigterm_drains_without_losing_a_request(
     assert lost == []
     assert answered[0] > 20
     assert code == 0, errors
-    assert time.perf_counter() - begin > 0.9
+    assert time.perf_counter() - begin > 1.9
     assert "Traceback" not in errors
     with pytest.raises(httpx.ConnectError):
         httpx.get(server.url)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Recommender answers for one user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from seqrec_fast.engine.served import ServedModel
+
+__all__ = ["Recommendation"]
+
+
+class Recommendation:
+    """The answer for one user, best item first.
+
+    Attributes:
+        items: raw ids ``[n]`` (int64, or object array of ``str``); ``n`` is ``k``, or less where
+            fewer items are left.
+        scores: float32 ``[n]``, descending. Logits of the model (event counts where ``fallback``
+            is ``"popularity"``, cosines from ``similar_items``).
+        unknown: ids of the history that the model does not know; they were ignored.
+        fallback: ``"popularity"`` where the history holds no known id, so that the most popular
+            items were ranked instead; otherwise ``None``.
+        unknown_filters: ids of the allow and deny lists that the model does not know; ignored.
+    """
+
+    __slots__ = ("_indices", "_model", "fallback", "items", "scores", "unknown", "unknown_filters")
+
+    def __init__(
+        self,
+        model: ServedModel,
+        indices: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        unknown: tuple[Any, ...] = (),
+        fallback: str | None = None,
+        unknown_filters: tuple[Any, ...] = (),
+    ) -> None:
+        self.items: NDArray[Any] = model.items.ids[indices]
+        self.scores = scores
+        self.unknown = unknown
+        self.fallback = fallback
+        self.unknown_filters = unknown_filters
+        self._model = model
+        self._indices = indices
+
+    @property
+    def version(self) -> str:
+        """Names the model that answered; see :attr:`Recommender.version`."""
+        return self._model.version
+
+    @property
+    def titles(self) -> tuple[str | None, ...]:
+        """Title of each item, ``None`` where there is none."""
+        return self._model.titles(self._indices)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(repr(item) for item in self.items[:3].tolist())
+        more = ", …" if len(self) > 3 else ""
+        return f"Recommendation({len(self)} items: {shown}{more})"
