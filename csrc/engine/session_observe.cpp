@@ -11,10 +11,10 @@
 namespace seqrec {
 namespace {
 
-constexpr std::int64_t kBatchEvents = 4096;
+constexpr std::int64_t kBatchEvents = 1024;  // looked up while others wait: some 50 µs
 constexpr std::int64_t kGroupRows = 128;     // the recurrent kernel multiplies so many at a time
 constexpr std::int64_t kGroupTokens = 2048;  // and an attention model forms so many keys
-constexpr std::int64_t kLookAhead = 8;       // keys whose memory is fetched beforehand
+constexpr std::int64_t kLookAhead = 12;      // keys whose memory is fetched beforehand
 
 }  // namespace
 
@@ -88,7 +88,9 @@ std::int64_t SessionStore::gather(Batch& batch, Observation& work, const UserKey
   while (taken < count) {
     const std::uint64_t hash = hashes[taken];
     if (taken + kLookAhead < count) table_.prefetch(hashes[taken + kLookAhead]);
-    if (taken + kLookAhead / 2 < count) table_.prefetch_user(hashes[taken + kLookAhead / 2]);
+    if (taken + kLookAhead * 2 / 3 < count)
+      table_.prefetch_user(hashes[taken + kLookAhead * 2 / 3]);
+    if (taken + kLookAhead / 3 < count) table_.prefetch_state(hashes[taken + kLookAhead / 3]);
     std::int32_t slot = find(keys[taken], hash, time);
     const bool known = slot != SessionTable::kNone;
     const bool mine = known && table_.at(slot).owner == batch.owner();

@@ -23,6 +23,23 @@ struct SessionStore::Restored {
   const float* state;  // null: only the items are known
 };
 
+/// Marks a store as walked through; others who want to walk wait.
+struct SessionStore::Walking {
+  Walking(SessionStore& walked, Lock& held) : store(walked), lock(held) {
+    while (store.walking_) store.wait(lock);
+    store.check_alive();
+    store.walking_ = true;
+  }
+  ~Walking() {
+    if (!lock.owns_lock()) lock.lock();
+    store.walking_ = false;
+    store.wake();
+  }
+
+  SessionStore& store;
+  Lock& lock;
+};
+
 template <typename Visit>
 void SessionStore::walk(Lock& lock, Visit&& visit) {
   const std::uint32_t mark = ++mark_;
@@ -42,7 +59,6 @@ void SessionStore::walk(Lock& lock, Visit&& visit) {
 }
 
 void SessionStore::save(int file, const std::uint8_t* identity, std::int64_t wall) {
-  const std::lock_guard<std::mutex> walking(walking_);
   const std::int64_t size = encoder_->state_size();
   const bool states =
       encoder_->window() == 0;  // else the items say all, in a fraction of the bytes
@@ -56,7 +72,7 @@ void SessionStore::save(int file, const std::uint8_t* identity, std::int64_t wal
   SnapshotWriter writer(file, header);
   {
     Lock lock(mutex_);
-    check_alive();
+    const Walking walking(*this, lock);
     const std::int64_t time = now();
     walk(lock, [&](const Session& s) {
       if (options_.ttl > 0 && s.used <= time - options_.ttl) return;
@@ -162,10 +178,9 @@ void SessionStore::restore(const Restored& user) {
 }
 
 void SessionStore::take_from(SessionStore& old, const std::int32_t* table) {
-  const std::lock_guard<std::mutex> walking(old.walking_);
   std::vector<std::int32_t> items;
   Lock old_lock(old.mutex_);
-  old.check_alive();
+  const Walking walking(old, old_lock);
   clock_.store(old.clock_.load());
   items.reserve(static_cast<std::size_t>(old.kept_));
   old.replaced_ = true;  // from here on its calls wait for this one, and then fail

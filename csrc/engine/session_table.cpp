@@ -48,6 +48,7 @@ SessionTable::SessionTable(const Encoder& encoder, const SessionLimits& limits)
       chunks_(4 * (kChunkItems + 1),
               times(expected_users(encoder, limits), chunks_of(limits.items))),
       token_size_(encoder.token_size()),
+      state_bytes_(state_bytes(encoder, limits)),
       index_(kLeastIndex) {
   if (limits.memory == 0) return;
   const auto slabs = [](const BlockPool& pool, std::int64_t blocks) {
@@ -84,6 +85,20 @@ void SessionTable::prefetch_user(std::uint64_t hash) const {
   const auto mine = static_cast<std::uint32_t>(hash >> 32);
   const Place& place = index_[mine & (index_.size() - 1)];
   if (place.slot != 0) __builtin_prefetch(&at(place.slot - 1));
+}
+
+void SessionTable::prefetch_state(std::uint64_t hash) const {
+  constexpr std::int64_t kMost = 1024;  // what follows is fetched by the processor itself
+  const auto mine = static_cast<std::uint32_t>(hash >> 32);
+  const Place& place = index_[mine & (index_.size() - 1)];
+  if (place.slot == 0) return;
+  const Session& s = at(place.slot - 1);
+  const char* bytes = states_.at<char>(s.state);
+  for (std::int64_t i = 0; i < std::min(state_bytes_, kMost); i += 64) {
+    __builtin_prefetch(bytes + i);
+  }
+  if (s.older != kNone) __builtin_prefetch(&at(s.older));
+  if (s.newer != kNone) __builtin_prefetch(&at(s.newer));
 }
 
 std::int32_t SessionTable::find(const UserKey& key, std::uint64_t hash) const {

@@ -71,6 +71,8 @@ class SessionTable {
   void prefetch(std::uint64_t hash) const;
   /// The same for the user that is most likely to be found there.
   void prefetch_user(std::uint64_t hash) const;
+  /// The same for their state and for their neighbours in the order of use.
+  void prefetch_state(std::uint64_t hash) const;
   /// kNone where the key is not known.
   std::int32_t find(const UserKey& key, std::uint64_t hash) const;
   Session& at(std::int32_t slot) const { return *sessions_.at<Session>(slot); }
@@ -129,7 +131,7 @@ class SessionTable {
   SessionLimits limits_;
   std::uint64_t seed_;
   BlockPool sessions_, states_, pages_, chunks_;
-  std::int64_t token_size_;
+  std::int64_t token_size_, state_bytes_;
   std::vector<Place> index_;  // a power of two, at most 3/4 full, linear probing
   std::int64_t users_ = 0, far_bytes_ = 0;
   std::int32_t oldest_ = kNone, newest_ = kNone, cursor_ = kNone;

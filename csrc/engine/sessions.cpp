@@ -38,7 +38,9 @@ SessionStore::SessionStore(std::shared_ptr<const Encoder> encoder, const Session
       options_(checked(options, *encoder_)),
       kept_(options_.remember),
       table_(*encoder_, {options_.capacity, options_.memory, options_.remember}),
-      clock_(kNoClock) {}
+      clock_(kNoClock) {
+  enlist();
+}
 
 std::int64_t SessionStore::now() const {
   const std::int64_t set = clock_.load(std::memory_order_relaxed);

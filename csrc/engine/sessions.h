@@ -7,6 +7,9 @@
 //   other.
 // * Where a call fails, each of its users is as it was before, or has had all of its events of one
 //   batch.
+// * After a fork the child may go on: users in work at that moment are computed from their items,
+// or
+//   dropped where these are not all kept.
 // * Windows: while a user has at most `window` events, an event is one step of the encoder. With
 //   more, the window moves on by `hop` events at a time and is encoded anew. With hop 1 that would
 //   be at every event, so that only items are kept then, and the embedding is computed when it is
@@ -48,6 +51,9 @@ class SessionStore {
  public:
   /// Throws std::invalid_argument where `memory` cannot hold one user.
   SessionStore(std::shared_ptr<const Encoder> encoder, const SessionOptions& options);
+  ~SessionStore();
+  SessionStore(const SessionStore&) = delete;
+  SessionStore& operator=(const SessionStore&) = delete;
 
   const Encoder& encoder() const { return *encoder_; }
   const SessionOptions& options() const { return options_; }
@@ -97,6 +103,8 @@ class SessionStore {
   class Batch;
   struct Observation;
   struct Restored;
+  struct Stores;
+  struct Walking;
 
   std::int64_t now() const;
   std::uint32_t next_owner();
@@ -128,6 +136,10 @@ class SessionStore {
   /// Takes in a user of a file or of another store as the most recent one, under the lock.
   void restore(const Restored& user);
 
+  /// A child process finds the store as if calls in work had dropped their users' states.
+  void after_fork();
+  void enlist();
+
   std::shared_ptr<const Encoder> encoder_;
   SessionOptions options_;
   std::int64_t kept_;  // ids of a user
@@ -139,7 +151,7 @@ class SessionStore {
   bool replaced_ = false;
   std::int64_t hits_ = 0, misses_ = 0, observes_ = 0;
   std::int64_t reencodings_ = 0;
-  std::mutex walking_;  // one walk at a time
+  bool walking_ = false;  // one walk at a time
   std::atomic<std::int64_t> clock_;
 };
 

@@ -8,10 +8,12 @@ recommender when another model takes its place, and writes snapshots.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,6 +116,7 @@ class Sessions:
         if self._hop > 1 and window == 0:
             raise InputError("hop: this model reads whole histories and has no window; leave it 1")
         self._bound = _Bound(model, self._store(model, self._hop))
+        _ALIVE.add(self)
 
     # ---------------------------------------------------------------- events
 
@@ -431,7 +434,10 @@ class Sessions:
                 return bound
             window = model.encoder.native.window
             store = self._store(model, min(self._hop, max(window, 1)))
-            store.take_from(bound.store, model.items.encode(bound.model.items.ids))
+            table = model.items.encode(bound.model.items.ids)
+            # refused where they were handed on just before this process was forked: nobody has them
+            with contextlib.suppress(_C.SessionsReplaced):
+                store.take_from(bound.store, table)
             self._bound = _Bound(model, store)
             return self._bound
 
@@ -457,3 +463,16 @@ class Sessions:
 
 def _identity(model: ServedModel) -> bytes:
     return hashlib.sha256(model.version.encode()).digest()
+
+
+_ALIVE: weakref.WeakSet[Sessions] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a child process nobody is left who would open the locks that others held."""
+    for sessions in list(_ALIVE):
+        sessions._swapping = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections import OrderedDict
@@ -432,3 +434,44 @@ def test_recurrent_states_without_items_end_with_their_model() -> None:
     sessions.observe(1, "i1")
     assert isinstance(sessions, Sessions)
     assert len(sessions) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX alone")
+@pytest.mark.parametrize("model", ["gru", "sasrec"])
+def test_a_child_goes_on_after_a_fork_amid_calls(model: str) -> None:
+    rec = Recommender(small(model), threads=1)
+    sessions = rec.sessions(1000, remember=10_000)
+    stop = threading.Event()
+
+    def work(number: int) -> None:
+        random = np.random.default_rng(number)
+        while not stop.is_set():
+            users = random.integers(0, 40, 20)
+            sessions.observe_many(users, [IDS[user % ITEMS] for user in users])
+            sessions.embed(users)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    codes = []
+    for _ in range(5):
+        time.sleep(0.02)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                signal.alarm(60)
+                sessions.observe_many(range(40), ["i1"] * 40)
+                for user in range(40):
+                    whole = rec.embed([sessions.history(user)])[0]
+                    assert np.allclose(sessions.embed([user])[0], whole, rtol=1e-3, atol=1e-4)
+                    assert sessions.recommend(user, 3).fallback is None
+                code = 0
+            finally:
+                os._exit(code)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert codes == [0] * 5
+    assert len(sessions) == 40
