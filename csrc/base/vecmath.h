@@ -163,7 +163,8 @@ SEQREC_INLINE Floats<W> gelu_tanh(Floats<W> x) {
   // NaN passes: minimum and maximum return their second argument then
   const Floats<W> bounded =
       maximum<W>(broadcast<W>(kExpLow), minimum<W>(broadcast<W>(88.0f), exponent));
-  return x / (1.0f + exp_in_range<W>(bounded));
+  const Floats<W> y = x / (1.0f + exp_in_range<W>(bounded));
+  return select<W>(greater<W>(exponent, broadcast<W>(88.0f)), broadcast<W>(0.0f), y);
 }
 
 }  // namespace SEQREC_ISA

@@ -63,7 +63,7 @@ class SumEncoder final : public Encoder {
   std::int64_t fail_at = -1;
 
  protected:
-  void encode_group(const JaggedView<std::int32_t>& rows, float* out) const override {
+  void encode_group(const JaggedView<std::int32_t>& rows, float* out, int) const override {
     for (std::int64_t row = 0; row < rows.rows; ++row) {
       out[2 * row] = 0.0f;
       const std::int64_t length = rows.offsets[row + 1] - rows.offsets[row];
