@@ -354,7 +354,7 @@ class Engine:
         k: int,
         exclude_seen: bool,
         threads: int = 0,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None: ...
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], bool] | None: ...
     def rank(
         self,
         queries: NDArray[np.float32],

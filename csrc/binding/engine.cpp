@@ -146,7 +146,7 @@ py::tuple recommend(const BoundEngine& engine, const Array<std::int32_t>& values
   return py::make_tuple(std::move(scores), std::move(ids));
 }
 
-/// None where the request is not plain.
+/// Scores, items, and whether every user got `k` of them; None where the request is not plain.
 py::object recommend_lists(const BoundEngine& engine, const py::object& histories,
                            const py::dict& lookup, std::int64_t k, bool exclude_seen, int threads) {
   check_k(k);
@@ -167,7 +167,9 @@ py::object recommend_lists(const BoundEngine& engine, const py::object& historie
     const py::gil_scoped_release release;
     engine.get().recommend(view, excluded, k, thread_count(threads), to_scores, to_ids);
   }
-  return py::make_tuple(std::move(scores), std::move(ids));
+  bool complete = true;
+  for (std::int64_t row = 1; row <= count; ++row) complete = complete && to_ids[row * k - 1] >= 0;
+  return py::make_tuple(std::move(scores), std::move(ids), complete);
 }
 
 py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Values& seen_values,

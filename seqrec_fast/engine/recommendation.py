@@ -35,17 +35,32 @@ class Recommendation:
         model: ServedModel,
         indices: NDArray[np.int64],
         scores: NDArray[np.float32],
+        items: NDArray[Any],
         unknown: tuple[Any, ...] = (),
         fallback: str | None = None,
         unknown_filters: tuple[Any, ...] = (),
     ) -> None:
-        self.items: NDArray[Any] = model.items.ids[indices]
+        self.items = items
         self.scores = scores
         self.unknown = unknown
         self.fallback = fallback
         self.unknown_filters = unknown_filters
         self._model = model
         self._indices = indices
+
+    @classmethod
+    def of(
+        cls,
+        model: ServedModel,
+        indices: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        unknown: tuple[Any, ...] = (),
+        fallback: str | None = None,
+        unknown_filters: tuple[Any, ...] = (),
+    ) -> Recommendation:
+        """The answer of the items at ``indices``, which are looked up."""
+        items = model.items.ids[indices]
+        return cls(model, indices, scores, items, unknown, fallback, unknown_filters)
 
     @property
     def version(self) -> str:

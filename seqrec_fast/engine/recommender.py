@@ -207,7 +207,7 @@ class Recommender:
         index = int(model.items.encode([item])[0])
         if index < 0:
             nothing = np.empty(0, np.int64), np.empty(0, np.float32)
-            return Recommendation(model, *nothing, unknown=(item,))
+            return Recommendation.of(model, *nothing, unknown=(item,))
         vectors = model.scorer.items
         scale = model.norms * model.norms[index]
         # A vector of length 0 points nowhere: its cosine is 0.
@@ -217,7 +217,7 @@ class Recommender:
         np.clip(cosine, -1.0, 1.0, out=cosine)
         cosine[index] = -np.inf
         found = best(cosine, min(count, len(model.items) - 1))
-        return Recommendation(model, found, cosine[found])
+        return Recommendation.of(model, found, cosine[found])
 
     # ---------------------------------------------------------------- vectors and scores
 
@@ -405,14 +405,15 @@ class Recommender:
         )
         if found is None:
             return None
-        scores, ids = found
-        if len(ids) and ids[:, -1].min() < 0:
-            left = (ids >= 0).sum(axis=1).tolist()
-            return [
-                Recommendation(model, row[:n], of_row[:n])
-                for row, of_row, n in zip(ids, scores, left, strict=True)
-            ]
-        return [Recommendation(model, *row) for row in zip(ids, scores, strict=True)]
+        scores, ids, complete = found
+        if complete:
+            items = model.items.ids.take(ids)
+            return [Recommendation(model, *row) for row in zip(ids, scores, items, strict=True)]
+        left = (ids >= 0).sum(axis=1).tolist()
+        return [
+            Recommendation(model, row[:n], of_row[:n], model.items.ids[row[:n]])
+            for row, of_row, n in zip(ids, scores, left, strict=True)
+        ]
 
     def _answer(
         self,
@@ -429,7 +430,7 @@ class Recommender:
         scores, ids = self._rank(model, known, k, exclude_seen, allowed, denied, rows)
         has_history = known.lengths > 0
         return [
-            Recommendation(
+            Recommendation.of(
                 model,
                 ids[at][ids[at] >= 0],
                 scores[at][ids[at] >= 0],

@@ -245,8 +245,8 @@ class Sessions:
             scores, ids = found
             if ids[-1] < 0:
                 left = int((ids >= 0).sum())
-                return Recommendation(model, ids[:left], scores[:left])
-            return Recommendation(model, ids, scores)
+                return Recommendation.of(model, ids[:left], scores[:left])
+            return Recommendation.of(model, ids, scores)
         every = np.zeros(1, dtype=np.int64)
         nothing = np.zeros((1, 1), dtype=np.float32)
         best, order = select(
@@ -259,7 +259,7 @@ class Sessions:
             every,
             self._threads or None,
         )
-        return Recommendation(model, order[0], best[0], fallback="popularity")
+        return Recommendation.of(model, order[0], best[0], fallback="popularity")
 
     def recommend_many(
         self,
@@ -303,7 +303,7 @@ class Sessions:
                 scorer, source[part], count, kept, allowed, denied, part, self._threads or None
             )
         return [
-            Recommendation(
+            Recommendation.of(
                 model,
                 ids[at][ids[at] >= 0],
                 scores[at][ids[at] >= 0],
