@@ -20,6 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_figures import kernel_table
+from benchmarks.serving_figures import (
+    engine_table,
+    serving_rows,
+    serving_table,
+    sessions_table,
+)
 from seqrec_fast.benchmarks import OPERATIONS, plots
 from seqrec_fast.benchmarks.case import OURS
 from seqrec_fast.benchmarks.report import read_results
@@ -34,6 +40,9 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "quality.md",
     ROOT / "docs" / "benchmarks.md",
+    ROOT / "docs" / "engine.md",
+    ROOT / "docs" / "serving.md",
+    ROOT / "docs" / "sessions.md",
     *sorted((ROOT / "docs" / "ops").glob("*.md")),
 )
 
@@ -113,6 +122,7 @@ def _start() -> str:
             ]
             for name, title in _NAMES.items()
         ),
+        *serving_rows(RESULTS),
         *_kernels(),
         *_topk(),
     ]
@@ -194,6 +204,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": _quality,
     "start": _start,
     "roofline": _roofs,
+    "engine": partial(engine_table, RESULTS),
+    "serving": partial(serving_table, RESULTS),
+    "sessions": partial(sessions_table, RESULTS),
     **{name: partial(kernel_table, name, KERNELS, "../assets") for name in OPERATIONS},
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/huge_pages.h"
 #include "base/scratch.h"
 #include "ops/recurrent.h"
 
@@ -41,6 +42,7 @@ RecurrentEncoder::RecurrentEncoder(const RecurrentConfig& config, const Tensors&
   const std::int64_t size = table.recurrent->start_size(first.problem);
   if (config.num_items * size * std::int64_t{sizeof(float)} <= kMostFoldedBytes) {
     starts_ = AlignedBuffer<float>(static_cast<std::size_t>(config.num_items * size));
+    advise_huge_pages(starts_.data(), static_cast<std::int64_t>(starts_.size() * sizeof(float)));
     table.recurrent->project(first.problem, first.packed.data(), embedding_, config.num_items,
                              starts_.data());
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/huge_pages.h"
 #include "base/scratch.h"
 
 namespace seqrec {
@@ -68,6 +69,7 @@ void SasrecEncoder::fold_first_block(const Tensors& tensors) {
   const float* bias = tensors.at("blocks.0.attention.qkv.bias", outputs);
   const Norm& norm = blocks_[0].attention_norm;
   products_ = AlignedBuffer<float>(static_cast<std::size_t>((items + positions + 2) * outputs));
+  advise_huge_pages(products_.data(), static_cast<std::int64_t>(products_.size() * sizeof(float)));
   float* item_products = products_.data();
   float* position_products = item_products + items * outputs;
   float* sums = position_products + positions * outputs;
