@@ -13,7 +13,7 @@
 // topk_rows.h, so that scores, ties and items are those of the float32 scan, bit for bit.
 //
 // The first thousands of items are scanned without a threshold (`open`): all their bounds are kept,
-// and the k-th best of the lower ones, taken as the maxima of small cells of items, is a threshold
+// and the k-th best of the lower ones, taken as the maxima of cells of items, is a threshold
 // that little more than k of them reach. Later items meet it one block at a time.
 //
 // Sixteen items are one block, their bytes interleaved by four, so that a block's dot products fill
@@ -101,86 +101,119 @@ struct TopkInt8 : TopkRows<W> {
 
   // ------------------------------------------------------------------------------ opening
 
-  /// The blocks first .. end, at most kInt8Opening items, for a query without a threshold.
+  /// Block b and the blocks a whole number of strides behind it share their cells, 8 k or more in
+  /// all: then few of the best k items meet in one.
+  static std::int64_t cell_stride(std::int64_t blocks, std::int64_t k) {
+    const std::int64_t least = 64, wanted = k < kInt8Opening ? 8 * k / kInt8Rows : blocks;
+    const std::int64_t stride = wanted > least ? wanted : least;
+    return stride < blocks ? stride : blocks;
+  }
+
+  /// The blocks first .. end, at most kInt8Opening items, for queries q .. q + count without a
+  /// threshold, at most kInt8OpeningQueries of them.
   template <bool kVnni, bool kBias, std::int64_t kQuads>
   static SEQREC_NOINLINE void open(const TopkProblem& p, const Int8Items& t, TopkState& s,
-                                   const Int8Query& query, std::int64_t q, std::int64_t first,
-                                   std::int64_t end) {
+                                   const Int8Query* queries, std::int64_t q, std::int64_t count,
+                                   std::int64_t first, std::int64_t end) {
+    const std::int64_t stride = cell_stride(end - first, p.k);
+    const std::int64_t step = kChunkBytes / t.block_bytes > 0 ? kChunkBytes / t.block_bytes : 1;
+    for (std::int64_t from = first; from < end; from += step) {
+      const std::int64_t to = from + step < end ? from + step : end;
+      for (std::int64_t i = 0; i < count; ++i) {
+        open_chunk<kVnni, kBias, kQuads>(p, t, s, queries[q + i], q + i,
+                                         s.opening + 2 * i * kInt8Opening, stride, first, from, to);
+      }
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      float* upper = s.opening + 2 * i * kInt8Opening;
+      raise_threshold(p, s, q + i, stride * kInt8Rows, upper + kInt8Opening);
+      s.seen_next[q + i] = p.seen.values ? p.seen.offsets[s.first_query + q + i] : 0;
+      visit<kBias>(p, t, s, queries[q + i], q + i, upper, first, end);
+    }
+  }
+
+  /// Keeps the upper bounds of the blocks from .. to, and raises the cells to their lower bounds.
+  template <bool kVnni, bool kBias, std::int64_t kQuads>
+  static SEQREC_NOINLINE void open_chunk(const TopkProblem& p, const Int8Items& t, TopkState& s,
+                                         const Int8Query& query, std::int64_t q, float* kept,
+                                         std::int64_t stride, std::int64_t first, std::int64_t from,
+                                         std::int64_t to) {
     const std::int64_t quads = kQuads > 0 ? kQuads : t.quads;
-    const std::int64_t count = (end - first) * kInt8Rows;
-    float *high = s.opening, *low = high + kInt8Opening;
-    {
-      const Factors<kQuads> factors(query);
-      const std::uint8_t* block = t.blocks + first * t.block_bytes;
-      for (std::int64_t b = 0; b < end - first; ++b, block += t.block_bytes) {
-        const Int8Bounds& bounds = t.bounds[first + b];
-        const float margin = margin_of(bounds, query);
-        const float slack = kBias ? query.slack + bounds.bias_slack : query.slack;
-        const float* scale = reinterpret_cast<const float*>(block + quads * kInt8Rows * 4);
-        F upper[kVectors];
-        upper_bounds<kVnni, kBias, kQuads>(block, quads, factors, margin, upper);
-        for (int v = 0; v < kVectors; ++v) {
-          F above, below;
-          both_bounds(upper[v], load<W>(scale + v * W), margin, slack, above, below);
-          store<W>(high + b * kInt8Rows + v * W, above);
-          store<W>(low + b * kInt8Rows + v * W, below);
+    const Factors<kQuads> factors(query);
+    const std::uint8_t* block = t.blocks + from * t.block_bytes;
+    float* cells = kept + kInt8Opening;
+    for (std::int64_t b = from; b < to; ++b, block += t.block_bytes) {
+      const Int8Bounds& bounds = t.bounds[b];
+      const float margin = margin_of(bounds, query);
+      const float slack = kBias ? query.slack + bounds.bias_slack : query.slack;
+      const float* scale = reinterpret_cast<const float*>(block + quads * kInt8Rows * 4);
+      const std::int64_t place = b - first;
+      float* cell = cells + place % stride * kInt8Rows;
+      F upper[kVectors], low[kVectors], high;
+      upper_bounds<kVnni, kBias, kQuads>(block, quads, factors, margin, upper);
+      for (int v = 0; v < kVectors; ++v) {
+        store<W>(kept + place * kInt8Rows + v * W, upper[v]);
+        both_bounds(upper[v], load<W>(scale + v * W), margin, slack, high, low[v]);
+      }
+      const std::uint32_t hidden = hidden_bits(p, s, q, b);
+      if (__builtin_expect(hidden != 0, 0)) {
+        for (int i = 0; i < kInt8Rows; ++i) {
+          if (hidden >> i & 1) low[i / W][i % W] = -kInfinity;
         }
       }
-    }
-    hide(p, s, q, first * kInt8Rows, count, high, low);
-    raise_threshold(p, s, q, count, low, low + kInt8Opening);
-    for (std::int64_t b = 0; b < end - first; ++b) {
-      const float* at = high + b * kInt8Rows;
-      const F need = broadcast<W>(s.threshold[q]);
-      std::uint32_t bits = 0;
       for (int v = 0; v < kVectors; ++v) {
-        bits |= mask_bits<W>(greater<W>(need, load<W>(at + v * W))) << (v * W);
-      }
-      bits ^= 0xffffu;
-      if (__builtin_expect(bits != 0, 0)) {
-        push(p, s, q, (first + b) * kInt8Rows, bits, at, low + b * kInt8Rows);
+        const F before = place < stride ? low[v] : load<W>(cell + v * W);
+        store<W>(cell + v * W, maximum<W>(before, low[v]));
       }
     }
   }
 
-  /// Items that must not come back, and those behind the last, lose against all others.
-  static void hide(const TopkProblem& p, TopkState& s, std::int64_t q, std::int64_t first,
-                   std::int64_t count, float* high, float* low) {
-    const auto lose = [&](std::int64_t i) { high[i] = low[i] = -kInfinity; };
-    for (std::int64_t i = p.num_items - first; i < count; ++i) lose(i);
-    if (p.blocked) {
-      for (std::int64_t i = 0; i < count && first + i < p.num_items; ++i) {
-        if (p.blocked[first + i]) lose(i);
-      }
-    }
-    if (p.seen.values == nullptr) return;
-    const std::int64_t end = p.seen.offsets[s.first_query + q + 1];
-    std::int64_t next = s.seen_next[q];
-    while (next < end && p.seen.values[next] < first) ++next;
-    for (; next < end && p.seen.values[next] < first + count; ++next) {
-      lose(p.seen.values[next] - first);
-    }
-    s.seen_next[q] = next;
+  /// Items of a block that must not come back, and those behind the last.
+  static SEQREC_INLINE std::uint32_t hidden_bits(const TopkProblem& p, TopkState& s, std::int64_t q,
+                                                 std::int64_t block) {
+    const std::int64_t first = block * kInt8Rows;
+    std::uint32_t bits = 0;
+    if (first + kInt8Rows > p.num_items) bits |= ~0u << (p.num_items - first);
+    if (p.blocked) bits |= blocked_bits(p, first);
+    if (p.seen.values) bits |= seen_bits(p, s, q, first);
+    return bits;
   }
 
-  /// Cells lie as far apart as they can: item i and the items a whole number of strides behind it.
+  /// At least k items reach the k-th best of the cells.
   static void raise_threshold(const TopkProblem& p, TopkState& s, std::int64_t q,
-                              std::int64_t count, const float* low, float* cells) {
-    constexpr std::int64_t kCells = 4096;
-    const std::int64_t each =
-        p.k * 4 < kCells && count > kCells ? (count + kCells - 1) / kCells : 1;
-    const std::int64_t stride = (count / each + kInt8Rows - 1) / kInt8Rows * kInt8Rows;
-    for (std::int64_t i = 0; i < stride; i += W) {
-      F most = load<W>(low + i);
-      for (std::int64_t at = i + stride; at < count; at += stride) {
-        most = maximum<W>(most, load<W>(low + at));
-      }
-      store<W>(cells + i, most);
-    }
-    if (stride < p.k) return;
-    const float bound = kth_score<W>(cells, stride, p.k, p.k / 8).value;
+                              std::int64_t cells, const float* lowest) {
+    if (cells < p.k) return;
+    const float bound = kth_score<W>(lowest, cells, p.k, p.k / 8).value;
     if (bound > s.threshold[q]) s.threshold[q] = bound;
     if (s.shared_bound && bound > -kInfinity) TopkCandidates<W>::export_bound(s, q, bound);
+  }
+
+  /// Makes candidates of what reaches the threshold.
+  template <bool kBias>
+  static SEQREC_NOINLINE void visit(const TopkProblem& p, const Int8Items& t, TopkState& s,
+                                    const Int8Query& query, std::int64_t q, const float* kept,
+                                    std::int64_t first, std::int64_t end) {
+    // Which items of each block do, for all blocks at first: a branch for each is mispredicted.
+    const std::int64_t blocks = end - first;
+    std::uint16_t hits[kInt8Opening / kInt8Rows];
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      const float slack = kBias ? query.slack + t.bounds[first + b].bias_slack : query.slack;
+      const F need = broadcast<W>(s.threshold[q] - slack);
+      std::uint32_t bits = 0;
+      for (int v = 0; v < kVectors; ++v) {
+        // Turned round, so that what is not a number stays.
+        bits |= mask_bits<W>(greater<W>(need, load<W>(kept + b * kInt8Rows + v * W))) << (v * W);
+      }
+      hits[b] = static_cast<std::uint16_t>(~bits);
+    }
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      if (__builtin_expect(hits[b] == 0, 1)) continue;
+      const std::uint8_t* block = t.blocks + (first + b) * t.block_bytes;
+      const float* scale = reinterpret_cast<const float*>(block + t.quads * kInt8Rows * 4);
+      const float slack = kBias ? query.slack + t.bounds[first + b].bias_slack : query.slack;
+      collect(p, s, q, first + b, hits[b], kept + b * kInt8Rows, scale,
+              margin_of(t.bounds[first + b], query), slack);
+    }
   }
 
   // ------------------------------------------------------------------------------ scan
@@ -233,16 +266,10 @@ struct TopkInt8 : TopkRows<W> {
       store<W>(high + v * W, above);
       store<W>(low + v * W, below);
     }
-    push(p, s, q, first, bits, high, low);
-  }
-
-  static SEQREC_INLINE void push(const TopkProblem& p, TopkState& s, std::int64_t q,
-                                 std::int64_t first, std::uint32_t bits, const float* high,
-                                 const float* low) {
     std::int64_t at = q * s.capacity + s.count[q];
     for (; bits; bits &= bits - 1) {
       const int lane = __builtin_ctz(bits);
-      if (high[lane] < s.threshold[q] || high[lane] == -kInfinity) continue;
+      if (high[lane] < s.threshold[q]) continue;
       s.upper[at] = high[lane];
       s.scores[at] = low[lane];
       s.ids[at] = static_cast<std::int32_t>(first + lane);
@@ -349,16 +376,21 @@ struct TopkInt8 : TopkRows<W> {
     s.count[q] = kept;
   }
 
+  /// The blocks first .. end for all queries.
   template <bool kVnni, bool kBias>
-  static void scan_query(const TopkProblem& p, const Int8Items& t, TopkState& s,
-                         const Int8Query& query, std::int64_t q, std::int64_t first,
-                         std::int64_t end, bool opens) {
-    const auto with = [&](auto quads) {
-      constexpr std::int64_t kQuads = decltype(quads)::kValue;
-      if (opens) {
-        open<kVnni, kBias, kQuads>(p, t, s, query, q, first, end);
-      } else {
-        scan_blocks<kVnni, kBias, kQuads>(p, t, s, query, q, first, end);
+  static void scan_queries(const TopkProblem& p, const Int8Items& t, TopkState& s,
+                           const Int8Query* queries, std::int64_t first, std::int64_t end,
+                           bool opens) {
+    const auto with = [&](auto number) {
+      constexpr std::int64_t kQuads = decltype(number)::kValue;
+      const std::int64_t together = opens ? kInt8OpeningQueries : 1;
+      for (std::int64_t q = 0; q < s.num_queries; q += together) {
+        if (opens) {
+          const std::int64_t count = s.num_queries - q < together ? s.num_queries - q : together;
+          open<kVnni, kBias, kQuads>(p, t, s, queries, q, count, first, end);
+        } else {
+          scan_blocks<kVnni, kBias, kQuads>(p, t, s, queries[q], q, first, end);
+        }
       }
     };
     switch (t.quads) {
@@ -390,12 +422,10 @@ struct TopkInt8 : TopkRows<W> {
         opens = opens && s.threshold[q] == -kInfinity;
       const std::int64_t step = opens ? opening : chunk;
       to = from + step < end ? from + step : end;
-      for (std::int64_t q = 0; q < s.num_queries; ++q) {
-        if (p.bias) {
-          scan_query<kVnni, true>(p, t, s, queries[q], q, from, to, opens);
-        } else {
-          scan_query<kVnni, false>(p, t, s, queries[q], q, from, to, opens);
-        }
+      if (p.bias) {
+        scan_queries<kVnni, true>(p, t, s, queries, from, to, opens);
+      } else {
+        scan_queries<kVnni, false>(p, t, s, queries, from, to, opens);
       }
     }
   }

@@ -52,10 +52,12 @@ struct Int8Query {
 
 inline constexpr std::int64_t kInt8Rows = 16;
 
-/// Items whose bounds are all kept at first, so that the threshold is a good one at once.
+/// Items whose bounds are all kept at first, so that the threshold is a good one at once, and
+/// queries that are opened together.
 inline constexpr std::int64_t kInt8Opening = 16384;
-/// Floats of memory for that: upper bounds, lower bounds, and their maxima over cells of items.
-inline constexpr std::int64_t kInt8OpeningFloats = 3 * kInt8Opening;
+inline constexpr std::int64_t kInt8OpeningQueries = 4;
+/// Floats of memory for that: upper bounds, and maxima of lower ones over cells of items.
+inline constexpr std::int64_t kInt8OpeningFloats = 2 * kInt8Opening * kInt8OpeningQueries;
 
 /// The memory of one thread while it scans items for the queries first_query .. + num_queries.
 ///
