@@ -45,7 +45,7 @@ struct TopkInt8 : TopkRows<W> {
   template <std::int64_t kQuads>
   struct Factors {
     static constexpr bool kHeld = W == 16 && kQuads == 16;
-    const Int8Query& query;
+    const Int8Query query;  // a copy: nothing that is written can change it
     I held[kHeld ? kQuads : 1];
 
     SEQREC_INLINE explicit Factors(const Int8Query& q) : query(q) {
@@ -135,29 +135,35 @@ struct TopkInt8 : TopkRows<W> {
   /// Keeps the upper bounds of the blocks from .. to, and raises the cells to their lower bounds.
   template <bool kVnni, bool kBias, std::int64_t kQuads>
   static SEQREC_NOINLINE void open_chunk(const TopkProblem& p, const Int8Items& t, TopkState& s,
-                                         const Int8Query& query, std::int64_t q, float* kept,
+                                         const Int8Query& given, std::int64_t q, float* kept,
                                          std::int64_t stride, std::int64_t first, std::int64_t from,
                                          std::int64_t to) {
     const std::int64_t quads = kQuads > 0 ? kQuads : t.quads;
-    const Factors<kQuads> factors(query);
+    const Factors<kQuads> factors(given);
+    const Int8Query query = given;
+    const std::int64_t bytes = t.block_bytes;
+    const bool hides = p.blocked != nullptr || p.seen.values != nullptr;
+    const std::int64_t whole = p.num_items / kInt8Rows;
+    std::int64_t at = (from - first) % stride;
     const std::uint8_t* block = t.blocks + from * t.block_bytes;
     float* cells = kept + kInt8Opening;
-    for (std::int64_t b = from; b < to; ++b, block += t.block_bytes) {
+    for (std::int64_t b = from; b < to; ++b, block += bytes) {
       const Int8Bounds& bounds = t.bounds[b];
       const float margin = margin_of(bounds, query);
       const float slack = kBias ? query.slack + bounds.bias_slack : query.slack;
       const float* scale = reinterpret_cast<const float*>(block + quads * kInt8Rows * 4);
       const std::int64_t place = b - first;
-      float* cell = cells + place % stride * kInt8Rows;
+      float* cell = cells + at * kInt8Rows;
+      at = at + 1 < stride ? at + 1 : 0;
       F upper[kVectors], low[kVectors], high;
       upper_bounds<kVnni, kBias, kQuads>(block, quads, factors, margin, upper);
       for (int v = 0; v < kVectors; ++v) {
         store<W>(kept + place * kInt8Rows + v * W, upper[v]);
         both_bounds(upper[v], load<W>(scale + v * W), margin, slack, high, low[v]);
       }
-      const std::uint32_t hidden = hidden_bits(p, s, q, b);
-      if (__builtin_expect(hidden != 0, 0)) {
-        for (int i = 0; i < kInt8Rows; ++i) {
+      if (__builtin_expect(hides || b >= whole, 0)) {
+        const std::uint32_t hidden = hidden_bits(p, s, q, b);
+        for (int i = 0; hidden != 0 && i < kInt8Rows; ++i) {
           if (hidden >> i & 1) low[i / W][i % W] = -kInfinity;
         }
       }
