@@ -32,6 +32,7 @@ import numpy as np
 from benchmarks.machine import describe_machine
 from seqrec_fast import bundle as bundles
 from seqrec_fast.benchmarks.engine_rivals import RivalStack, rival_stacks
+from seqrec_fast.benchmarks.harness import SETTLE_SECONDS, settle
 from seqrec_fast.benchmarks.shapes import Lengths, row_lengths
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.data.vocabulary import Vocabulary
@@ -119,8 +120,14 @@ def agree(rec: Recommender, stack: RivalStack, rows: list[list[int]], raw: list[
             raise SystemExit(f"{stack.name}: scores of user {row} differ")
 
 
-def time_in_turn(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
-    """Microseconds of every call, by contender."""
+def time_in_turn(
+    runs: dict[str, Callable[[], Any]], seconds: float, threads: int
+) -> dict[str, Any]:
+    """Microseconds of every call, by contender.
+
+    With several threads the workers of one library spin for a while after a call and would take the
+    processors of the next one: they are waited for.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         for _ in range(10):
@@ -128,8 +135,10 @@ def time_in_turn(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         for name, run in runs.items():
+            if threads > 1:
+                settle(SETTLE_SECONDS)
             until = time.perf_counter() + 0.02
-            run()  # finds its caches again
+            run()  # finds its caches again, and wakes its threads
             while True:
                 begin = time.perf_counter()
                 run()
@@ -161,7 +170,7 @@ def run_case(case: Case, threads: int, seconds: float) -> dict[str, Any]:
         OURS: lambda: rec.recommend(raw, k=K, exclude_seen=False),
         **{name: partial(stack, rows, K) for name, stack in stacks.items()},
     }
-    times = time_in_turn(runs, seconds)
+    times = time_in_turn(runs, seconds, threads)
     best = min((name for name in times if name != OURS), key=lambda n: times[n]["p50"])
     return {
         "case": case.name,

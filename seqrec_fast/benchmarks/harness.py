@@ -32,7 +32,15 @@ from seqrec_fast import native
 from seqrec_fast.benchmarks.case import OURS, STANDARD, Case, Contender, Outputs, Prepared, why
 from seqrec_fast.errors import InputError
 
-__all__ = ["allowed_errors", "measure", "pin_threads", "summarise", "time_in_turn"]
+__all__ = [
+    "SETTLE_SECONDS",
+    "allowed_errors",
+    "measure",
+    "pin_threads",
+    "settle",
+    "summarise",
+    "time_in_turn",
+]
 
 #: a sample is at least so long, in seconds
 SAMPLE_SECONDS = 2e-3
@@ -228,7 +236,7 @@ def time_in_turn(
         while running:
             for contender in list(running):
                 if pause:
-                    _settle(pause)
+                    settle(pause)
                 name = contender.name
                 began = clock()
                 if times[name] == [] or max(times[name]) < LONG_SECONDS:
@@ -244,7 +252,7 @@ def time_in_turn(
     return times
 
 
-def _settle(least: float) -> None:
+def settle(least: float) -> None:
     """Sleeps until no other thread of this process is at work, where the system tells."""
     deadline = time.monotonic() + LONGEST_SETTLE_SECONDS
     time.sleep(least)
