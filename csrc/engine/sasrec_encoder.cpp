@@ -12,7 +12,7 @@ namespace {
 
 constexpr float kNormEps = 1e-5f;
 // Rows that pass through the feed-forward layer together, so that its inner values stay near.
-constexpr std::int64_t kInnerRows = 48;
+constexpr std::int64_t kInnerRows = 60;
 constexpr std::int64_t kStepRows = 128;  // users whose next event is worked on together
 
 }  // namespace

@@ -9,7 +9,7 @@
 // sums of d_out x^ and d_out over the rows, added up in the same pass.
 #pragma once
 
-#include "base/simd.h"
+#include "base/over_row.h"
 #include "kernels/dropout.h"
 #include "kernels/layer_norm_types.h"
 
@@ -19,31 +19,6 @@ namespace SEQREC_ISA {
 template <int W>
 struct LayerNorm {
   using F = Floats<W>;
-
-  /// Calls body(column, load, store) for the vectors of a row; the last may be part of one.
-  template <typename Body>
-  static SEQREC_INLINE void over_row(std::int64_t dim, Body&& body) {
-    std::int64_t j = 0;
-    for (; j + W <= dim; j += W) body(j, Whole{});
-    if (j < dim) body(j, Part{dim - j});
-  }
-
-  struct Whole {
-    SEQREC_INLINE F get(const float* p) const { return load<W>(p); }
-    SEQREC_INLINE void put(float* p, F v) const { store<W>(p, v); }
-    SEQREC_INLINE F keep(F v) const { return v; }
-  };
-
-  struct Part {
-    std::int64_t count;
-    SEQREC_INLINE F get(const float* p) const { return load_part<W>(p, count); }
-    SEQREC_INLINE void put(float* p, F v) const { store_part<W>(p, v, count); }
-    /// Zeros in the lanes that do not count.
-    SEQREC_INLINE F keep(F v) const {
-      for (std::int64_t i = count; i < W; ++i) v[i] = 0.0f;
-      return v;
-    }
-  };
 
   template <bool kResidual, bool kDropout>
   static SEQREC_INLINE void normalise_rows(const LayerNormForward& p, std::int64_t first_row,
@@ -58,13 +33,13 @@ struct LayerNorm {
         float* sum = p.sum + row * dim;
         if constexpr (kDropout) {
           const DropoutRow<W> drop(p.dropout, row);
-          over_row(dim, [&](std::int64_t j, auto part) {
+          over_row<W>(dim, [&](std::int64_t j, auto part) {
             const F s = part.get(x + j) * drop.factors(j) + part.get(residual + j);
             part.put(sum + j, s);
             total += part.keep(s);
           });
         } else {
-          over_row(dim, [&](std::int64_t j, auto part) {
+          over_row<W>(dim, [&](std::int64_t j, auto part) {
             const F s = part.get(x + j) + part.get(residual + j);
             part.put(sum + j, s);
             total += s;
@@ -72,11 +47,11 @@ struct LayerNorm {
         }
         x = sum;
       } else {
-        over_row(dim, [&](std::int64_t j, auto part) { total += part.get(x + j); });
+        over_row<W>(dim, [&](std::int64_t j, auto part) { total += part.get(x + j); });
       }
       const float mean = horizontal_sum<W>(total) * share;
       F squares{};
-      over_row(dim, [&](std::int64_t j, auto part) {
+      over_row<W>(dim, [&](std::int64_t j, auto part) {
         const F d = part.keep(part.get(x + j) - mean);
         squares += d * d;
       });
@@ -84,7 +59,7 @@ struct LayerNorm {
       p.mean[row] = mean;
       p.rstd[row] = rstd;
       float* out = p.out + row * dim;
-      over_row(dim, [&](std::int64_t j, auto part) {
+      over_row<W>(dim, [&](std::int64_t j, auto part) {
         F y = (part.get(x + j) - mean) * rstd;
         if (p.weight != nullptr) y *= part.get(p.weight + j);
         if (p.bias != nullptr) y += part.get(p.bias + j);
@@ -116,7 +91,7 @@ struct LayerNorm {
         return p.weight == nullptr ? d : d * part.get(p.weight + j);
       };
       F total{}, product{};
-      over_row(dim, [&](std::int64_t j, auto part) {
+      over_row<W>(dim, [&](std::int64_t j, auto part) {
         const F d = part.get(d_out + j);
         const F hat = (part.get(x + j) - mean) * rstd;
         part.put(d_weight + j, part.get(d_weight + j) + d * hat);
@@ -128,7 +103,7 @@ struct LayerNorm {
       const float mean_g = horizontal_sum<W>(total) * share;
       const float mean_product = horizontal_sum<W>(product) * share;
       float* d_residual = p.d_residual + row * dim;
-      over_row(dim, [&](std::int64_t j, auto part) {
+      over_row<W>(dim, [&](std::int64_t j, auto part) {
         const F hat = (part.get(x + j) - mean) * rstd;
         F d = (scaled(j, part, part.get(d_out + j)) - mean_g - hat * mean_product) * rstd;
         if (p.d_sum != nullptr) d += part.get(p.d_sum + row * dim + j);
@@ -137,7 +112,7 @@ struct LayerNorm {
       if (p.dx == nullptr) continue;
       const DropoutRow<W> drop(p.dropout, row);
       float* dx = p.dx + row * dim;
-      over_row(dim, [&](std::int64_t j, auto part) {
+      over_row<W>(dim, [&](std::int64_t j, auto part) {
         part.put(dx + j, part.get(d_residual + j) * drop.factors(j));
       });
     }

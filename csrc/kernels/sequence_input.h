@@ -8,7 +8,7 @@
 // and an event costs the reading of two rows instead of a product with W.
 #pragma once
 
-#include "base/simd.h"
+#include "base/over_row.h"
 #include "kernels/sequence_input_types.h"
 
 namespace seqrec {
@@ -18,49 +18,38 @@ template <int W>
 struct SequenceInputRows {
   using F = Floats<W>;
 
-  static SEQREC_INLINE F get(const float* p, std::int64_t left) {
-    return left >= W ? load<W>(p) : load_part<W>(p, left);
-  }
-  static SEQREC_INLINE void put(float* p, F v, std::int64_t left) {
-    if (left >= W) {
-      store<W>(p, v);
-    } else {
-      store_part<W>(p, v, left);
-    }
-  }
-
   static void rows(const SequenceInput& p, const std::int32_t* ids, const std::int64_t* positions,
                    std::int64_t count, float* x, float* products) {
+    const float share = 1.0f / static_cast<float>(p.dim);
     for (std::int64_t t = 0; t < count; ++t) {
       if (t + 2 < count) fetch(p, ids[t + 2], products != nullptr);
       float* row = x + t * p.dim;
       const float* item = p.items + ids[t] * p.dim;
       const float* position = p.positions + positions[t] * p.dim;
       F total{};
-      for (std::int64_t d = 0; d < p.dim; d += W) {
-        const F sum = get(item + d, p.dim - d) + get(position + d, p.dim - d);
-        put(row + d, sum, p.dim - d);
+      over_row<W>(p.dim, [&](std::int64_t d, auto part) {
+        const F sum = part.get(item + d) + part.get(position + d);
+        part.put(row + d, sum);
         total += sum;
-      }
+      });
       if (products == nullptr) continue;
-      const float mean = horizontal_sum<W>(total) / static_cast<float>(p.dim);
+      const float mean = horizontal_sum<W>(total) * share;
       F squares{};
-      for (std::int64_t d = 0; d < p.dim; d += W) {
-        F deviation = get(row + d, p.dim - d) - mean;
-        for (std::int64_t i = p.dim - d; i < W; ++i) deviation[i] = 0.0f;
+      over_row<W>(p.dim, [&](std::int64_t d, auto part) {
+        const F deviation = part.keep(part.get(row + d) - mean);
         squares += deviation * deviation;
-      }
-      const float variance = horizontal_sum<W>(squares) / static_cast<float>(p.dim);
-      const float inverse = 1.0f / __builtin_sqrtf(variance + p.eps);
+      });
+      const float variance = horizontal_sum<W>(squares) * share;
+      const F inverse = broadcast<W>(1.0f / __builtin_sqrtf(variance + p.eps));
       const float* of_item = p.item_products + ids[t] * p.outputs;
       const float* of_position = p.position_products + positions[t] * p.outputs;
       float* to = products + t * p.outputs;
-      for (std::int64_t j = 0; j < p.outputs; j += W) {
-        const std::int64_t left = p.outputs - j;
-        const F product = get(of_item + j, left) + get(of_position + j, left);
-        const F centred = product - mean * get(p.sums + j, left);
-        put(to + j, centred * inverse + get(p.constants + j, left), left);
-      }
+      const float *sums = p.sums, *constants = p.constants;
+      over_row<W>(p.outputs, [&](std::int64_t j, auto part) {
+        const F product = part.get(of_item + j) + part.get(of_position + j);
+        const F centred = product - mean * part.get(sums + j);
+        part.put(to + j, centred * inverse + part.get(constants + j));
+      });
     }
   }
 
