@@ -54,6 +54,7 @@ bool plain_histories(const py::object& histories, const py::dict& lookup, IdRows
     if (!row || !is_row(row.ptr())) return false;
     const Py_ssize_t length = size_of(row.ptr());
     if (length == 0) return false;
+    if (r == 0) rows.values.reserve(static_cast<std::size_t>(length));
     for (Py_ssize_t i = 0; i < length; ++i) {
       const py::object id = entry(row.ptr(), i);
       const long index = id ? index_of(lookup.ptr(), id.ptr()) : -1;

@@ -406,6 +406,9 @@ class Recommender:
         if found is None:
             return None
         scores, ids, complete = found
+        if complete and len(ids) == 1:  # what a live request is; a few microseconds less
+            row = ids[0]
+            return [Recommendation(model, row, scores[0], model.items.ids.take(row))]
         if complete:
             items = model.items.ids.take(ids)
             return [Recommendation(model, *row) for row in zip(ids, scores, items, strict=True)]
