@@ -48,13 +48,17 @@ std::unique_ptr<Encoder> make_encoder(const py::dict& config, const Tensors& ten
 }  // namespace
 
 BoundEngine::BoundEngine(const py::dict& config, const py::dict& weights, const Array<float>& items,
-                         const std::optional<Array<float>>& bias, int threads)
-    : kept_(py::make_tuple(weights, items, bias)) {
+                         const std::optional<Array<float>>& bias, int threads) {
+  // Arrays of our own: nobody can change the dictionary while it is read, nor drop them later.
+  std::vector<Array<float>> arrays;
   Tensors tensors;
-  for (const auto& [name, tensor] : weights) {
-    const auto array = tensor.cast<Array<float>>();
-    tensors.set(name.cast<std::string>(), array.data(), array.size());
+  const auto copy = py::reinterpret_steal<py::dict>(PyDict_Copy(weights.ptr()));
+  if (!copy) throw py::error_already_set();
+  for (const auto& [name, tensor] : copy) {
+    arrays.push_back(tensor.cast<Array<float>>());
+    tensors.set(name.cast<std::string>(), arrays.back().data(), arrays.back().size());
   }
+  kept_ = py::make_tuple(arrays, items, bias);
   std::unique_ptr<Encoder> encoder = make_encoder(config, tensors);
   if (items.size() != encoder->num_items() * encoder->dim()) {
     refuse("items: expected [num_items, dim]");

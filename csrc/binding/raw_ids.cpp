@@ -38,6 +38,7 @@ long index_of(PyObject* lookup, PyObject* id) {
 #endif
   if (found == nullptr) return -1;
   const long index = PyLong_AsLong(found);
+  if (index == -1) PyErr_Clear();  // no number
   Py_DECREF(found);
   return index;
 }
