@@ -7,7 +7,14 @@ found there, and tells the remedy. The command line prints that line and exits w
 
 from __future__ import annotations
 
-__all__ = ["BundleError", "InputError", "MissingExtraError", "SeqrecError", "TrainingError"]
+__all__ = [
+    "BundleError",
+    "DeviceError",
+    "InputError",
+    "MissingExtraError",
+    "SeqrecError",
+    "TrainingError",
+]
 
 
 class SeqrecError(Exception):
@@ -20,6 +27,10 @@ class InputError(SeqrecError, ValueError):
 
 class BundleError(InputError):
     """A bundle on disk is missing, damaged, too new, or not to be trusted."""
+
+
+class DeviceError(InputError):
+    """The device that is asked for is not there, or cannot do this."""
 
 
 class MissingExtraError(SeqrecError, ImportError):

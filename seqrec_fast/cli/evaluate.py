@@ -72,6 +72,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "told against float32 (default: float32)",
     )
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="(default: all cores)")
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="users are encoded on: cpu, cuda or cuda:N"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_log_options(parser)
 
@@ -98,8 +101,10 @@ class _Task:
 def run(args: Namespace) -> int:
     """Carries the command out and returns the exit code."""
     from seqrec_fast import bundle as bundles
+    from seqrec_fast.engine.devices import checked_device
 
     threads = check_threads(args.threads)
+    checked_device(args.device)  # before the log is read
     bundle = bundles.load(args.bundle)
     source = bundle.training.get("source")
     filled = with_recorded(args, source.get("options") if isinstance(source, dict) else None)
@@ -260,7 +265,7 @@ def _figures(
         without = np.repeat(np.diff(known.histories.offsets) == 0, np.diff(known.targets.offsets))
     found: dict[str, Metrics] = {}
     for form in forms:
-        queries, vectors, bias = _vectors(bundle, known, form)
+        queries, vectors, bias = _vectors(bundle, known, form, args.device)
         figures = evaluate(queries, vectors, bias, known, popularity=bundle.popularity, **options)
         if partly_known:
             ranked = rank_targets(queries, vectors, bias, **common)
@@ -270,7 +275,7 @@ def _figures(
 
 
 def _vectors(
-    bundle: Bundle, known: Holdout, form: str
+    bundle: Bundle, known: Holdout, form: str, device: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
     """User embeddings (zeros without a known history), item vectors and biases in one form."""
     import numpy as np
@@ -278,7 +283,8 @@ def _vectors(
     from seqrec_fast.engine.encoders import build_encoder
     from seqrec_fast.engine.precision import apply_weights, checked_weights
 
-    encoder = build_encoder(bundle.config, apply_weights(bundle.tensors, checked_weights(form)))
+    weights = apply_weights(bundle.tensors, checked_weights(form))
+    encoder = build_encoder(bundle.config, weights, device)
     queries = np.zeros((len(known.histories), encoder.item_vectors.shape[1]), dtype=np.float32)
     rows = np.flatnonzero(np.diff(known.histories.offsets))
     for begin in range(0, len(rows), _ROWS):

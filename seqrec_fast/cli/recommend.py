@@ -39,6 +39,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--allow", metavar="IDS", help="only these: a,b,c or @FILE, one id a line")
     parser.add_argument("--deny", metavar="IDS", help="never these: a,b,c or @FILE, one id a line")
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="(default: all cores)")
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
@@ -50,7 +53,9 @@ def run(args: Namespace) -> int:
 
     from seqrec_fast.engine import Recommender
 
-    recommender = Recommender.load(args.bundle, threads=check_threads(args.threads))
+    recommender = Recommender.load(
+        args.bundle, threads=check_threads(args.threads), device=args.device
+    )
     answer = recommender.recommend(
         [history], k=args.k, exclude_seen=not args.include_seen, allow=allow, deny=deny
     )[0]

@@ -39,6 +39,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--threads", type=whole_number(1), metavar="N", help="of one call (default: all cores)"
     )
     parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    parser.add_argument(
         "--workers",
         type=whole_number(1),
         default=2,
@@ -131,6 +134,8 @@ def run(args: Namespace) -> int:
             raise InputError(f"{option}: must not be negative, found {value:g}")
     if args.port > 65535:
         raise InputError(f"--port: at most 65535, found {args.port}")
+    if args.sessions is not None and args.device != "cpu":
+        raise InputError("--sessions: states of live users are kept on the CPU; drop --device")
     if args.ttl is not None and args.sessions is None:
         raise InputError("--ttl: holds for live users; give --sessions too")
 
@@ -149,7 +154,7 @@ def run(args: Namespace) -> int:
 
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s: %(message)s")
     # Loaded before the server starts, so that a bundle that can't be served is one line and code 2.
-    recommender = Recommender.load(args.bundle, threads=threads)
+    recommender = Recommender.load(args.bundle, threads=threads, device=args.device)
     app = create_app(
         recommender,
         path=args.bundle,

@@ -2,7 +2,8 @@
 """A trained model as a native user encoder, without torch: its weights checked and packed.
 
 The engine computes what ``seqrec_fast.models`` computes in evaluation mode, for the last event of
-each history only (``csrc/engine``).
+each history only (``csrc/engine``); on another device those models compute it themselves
+(:mod:`seqrec_fast.engine.devices`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import _C
-from seqrec_fast.errors import BundleError
+from seqrec_fast.engine.devices import ModelEngine, device_engine
+from seqrec_fast.errors import BundleError, DeviceError
 from seqrec_fast.jagged import JaggedBatch
 
 __all__ = ["Encoder", "build_encoder", "tensor_shapes"]
@@ -83,15 +85,19 @@ def _whole(config: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def build_encoder(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Encoder:
+def build_encoder(
+    config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], device: str = "cpu"
+) -> Encoder:
     """The encoder of a bundle.
 
     Args:
         config: the bundle's ``model.json``.
         tensors: float32 weights by their names in the trained model.
+        device: from :func:`seqrec_fast.engine.devices.checked_device`.
 
     Raises:
         BundleError: the model is unknown, or a tensor is missing or of another shape.
+        DeviceError, MissingExtraError: there is no such device, or no torch for it.
     """
     for name, shape in tensor_shapes(config).items():
         if name not in tensors:
@@ -106,7 +112,7 @@ def build_encoder(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
         isinstance(temperature, (int, float)) and 0 < temperature < math.inf
     ):
         raise BundleError(f"model.json: temperature must be above 0, found {temperature!r}")
-    return Encoder(config, tensors)
+    return Encoder(config, tensors, device)
 
 
 class Encoder:
@@ -115,13 +121,15 @@ class Encoder:
     Never changes, so that any number of threads may share it.
 
     Attributes:
-        native: the engine: this encoder and the items that it ranks.
+        engine: this encoder and the items that it ranks.
         item_vectors: float32 ``[items, dim]``, what user embeddings are multiplied with.
         item_bias: float32 ``[items]`` or None.
         window: most recent events of a history that are read; 0: all of them.
     """
 
-    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], device: str = "cpu"
+    ) -> None:
         weights = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in tensors.items()}
         table = weights["output.weight" if "output.weight" in weights else "item_embedding.weight"]
         temperature = config.get("temperature")
@@ -142,8 +150,26 @@ class Encoder:
             sizes |= {"heads": config["heads"], "inner": config["feed_forward"] * config["dim"]}
         else:
             sizes["hidden"] = config["hidden"]
-        self.native = _C.Engine(sizes, weights, self.item_vectors, self.item_bias)
-        self.window: int = self.native.window
+        self.engine: ModelEngine
+        if device == "cpu":
+            self.engine = _C.Engine(sizes, weights, self.item_vectors, self.item_bias)
+        else:
+            self.engine = device_engine(device, config, weights)
+        self.window: int = self.engine.window
+
+    @property
+    def native(self) -> _C.Engine:
+        """The engine, where that is the native one.
+
+        Raises:
+            DeviceError: the model computes on another device.
+        """
+        if not isinstance(self.engine, _C.Engine):
+            raise DeviceError(
+                "device: sessions keep the states of users on the CPU; load a Recommender with "
+                'device="cpu" for them'
+            )
+        return self.engine
 
     def encode(
         self, histories: JaggedBatch[NDArray[np.int32]], *, threads: int | None = None
@@ -160,7 +186,7 @@ class Encoder:
         """
         values = np.ascontiguousarray(histories.values, dtype=np.int32)
         offsets = np.ascontiguousarray(histories.offsets, dtype=np.int64)
-        return self.native.encode(values, offsets, threads or 0)
+        return self.engine.encode(values, offsets, threads or 0)
 
 
 def _unit_rows(x: Float) -> Float:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Recommender: raw ids in, ranked raw ids out.
 
-Answers come from the native encoder (:mod:`seqrec_fast.engine.encoders`) and the native
-score-and-select kernel. A request reads the model in place once, and models never change, so that
-any number of threads may share one Recommender.
+Answers come from one engine, which encodes and ranks (:mod:`seqrec_fast.engine.encoders`,
+:mod:`seqrec_fast.engine.devices`). A request reads the model in place once, and models never
+change, so that any number of threads may share one Recommender.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec_fast import bundle as bundles
 from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
+from seqrec_fast.engine.devices import checked_device
 from seqrec_fast.engine.precision import Weights, checked_weights
 from seqrec_fast.engine.recommendation import Recommendation
 from seqrec_fast.engine.requests import (
     Filter,
     Histories,
     checked_indices,
+    checked_threads,
     is_list,
     parse_filter,
     parse_histories,
@@ -31,8 +32,8 @@ from seqrec_fast.engine.requests import (
     whole_number,
 )
 from seqrec_fast.engine.selection import best, common_mask, select
-from seqrec_fast.engine.served import ServedModel
-from seqrec_fast.errors import BundleError, InputError
+from seqrec_fast.engine.served import ServedModel, Source, open_model
+from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
 if TYPE_CHECKING:
@@ -46,14 +47,19 @@ _NO_FILTER = Filter(None, None, [])
 
 
 class Recommender:
-    """Recommends from a bundle, without torch.
+    """Recommends from a bundle, without torch (but on a GPU).
 
     Thread-safe: all methods may be called from any number of threads at once, also while
     :meth:`swap` puts another model in place.
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, weights: Weights | str = "float32"
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        weights: Weights | str = "float32",
+        device: str = "cpu",
     ) -> None:
         """Serves a bundle that is in memory.
 
@@ -62,14 +68,14 @@ class Recommender:
             threads: cores that one call may use; ``None`` takes the default of the native pool.
             weights: ``"float32"``; ``"bfloat16"``, which rounds all matrices; or ``"int8"``, which
                 quantises the item vectors. ``seqrec-fast evaluate`` measures what it costs.
+            device: ``"cpu"``, the native engine; or a GPU, ``"cuda"`` or ``"cuda:1"``, by torch.
 
         Raises:
-            InputError: weights that do not fit the configuration, an impossible ``threads`` or an
-                unknown form of ``weights``.
+            InputError: weights that do not fit the configuration, an impossible ``threads``, an
+                unknown form of ``weights``, or no such GPU.
+            MissingExtraError: a GPU is asked for and torch is not installed.
         """
-        self._threads = _checked_threads(threads)
-        self._weights = checked_weights(weights)
-        self._current = ServedModel(bundle, self._weights)
+        self._keep(bundle, threads, weights, device, mmap=True, verify=True)
 
     @classmethod
     def load(
@@ -78,7 +84,9 @@ class Recommender:
         *,
         threads: int | None = None,
         weights: Weights | str = "float32",
+        device: str = "cpu",
         verify: bool = True,
+        mmap: bool = True,
     ) -> Recommender:
         """Loads a bundle from disk.
 
@@ -86,15 +94,17 @@ class Recommender:
             path: the folder.
             threads: as in the constructor.
             weights: as in the constructor.
+            device: as in the constructor.
             verify: compare the files with their checksums; ``False`` starts faster.
+            mmap: map large weights into memory, shared by all processes that serve the bundle;
+                ``False`` reads them. See :func:`seqrec_fast.bundle.load`.
 
         Raises:
             BundleError: a bundle that is missing, damaged, newer or not to be trusted.
+            InputError, MissingExtraError: as the constructor.
         """
         made = cls.__new__(cls)
-        made._threads = _checked_threads(threads)
-        made._weights = checked_weights(weights)
-        made._current = _served(path, made._weights, verify)
+        made._keep(path, threads, weights, device, mmap=mmap, verify=verify)
         return made
 
     # ---------------------------------------------------------------- recommendations
@@ -348,7 +358,7 @@ class Recommender:
         Raises:
             BundleError, InputError: as :meth:`load` and the constructor; the model in place stays.
         """
-        self._current = _served(bundle, self._weights, verify)
+        self._current = open_model(bundle, verify=verify, **self._form)
 
     # ---------------------------------------------------------------- facts
 
@@ -370,7 +380,7 @@ class Recommender:
     def info(self) -> dict[str, Any]:
         """What serves: ``model, version, num_items, dim, parameters, titles, threads, weights``.
 
-        And ``config`` and ``metrics`` of the bundle.
+        And ``device``, and ``config`` and ``metrics`` of the bundle.
         """
         model = self._current
         return {
@@ -381,7 +391,8 @@ class Recommender:
             "parameters": model.parameters,
             "titles": model.table is not None and model.table.title_column is not None,
             "threads": self._threads or native.get_num_threads(),
-            "weights": self._weights,
+            "weights": self._form["weights"],
+            "device": model.device,
             "config": dict(model.config),
             "metrics": dict(model.metrics),
         }
@@ -392,6 +403,14 @@ class Recommender:
 
     # ---------------------------------------------------------------- private
 
+    def _keep(
+        self, source: Source, threads: Any, weights: Any, device: Any, *, mmap: bool, verify: bool
+    ) -> None:
+        self._threads = checked_threads(threads)
+        form = {"weights": checked_weights(weights), "device": checked_device(device)}
+        self._form: dict[str, Any] = {**form, "mmap": bool(mmap)}
+        self._current = open_model(source, verify=verify, **self._form)
+
     def _plain(
         self, model: ServedModel, histories: Any, k: int, exclude_seen: bool
     ) -> list[Recommendation] | None:
@@ -400,7 +419,7 @@ class Recommender:
             return None
         if model.lookup is None:
             return None
-        found = model.encoder.native.recommend_lists(
+        found = model.encoder.engine.recommend_lists(
             histories, model.lookup, k, exclude_seen, self._threads or 0
         )
         if found is None:
@@ -461,7 +480,7 @@ class Recommender:
             blocked = common_mask(len(model.items), allowed.common, denied.common)
             values = known.values if exclude_seen else None
             offsets = known.offsets if exclude_seen else None
-            return model.encoder.native.recommend(
+            return model.encoder.engine.recommend(
                 known.values, known.offsets, values, offsets, blocked, k, threads
             )
         ids = np.empty((len(known), k), dtype=np.int64)
@@ -482,22 +501,3 @@ class Recommender:
                 scorer, queries, k, seen, allowed, denied, rows[part], self._threads
             )
         return scores, ids
-
-
-def _served(bundle: Bundle | str | os.PathLike[str], weights: Weights, verify: bool) -> ServedModel:
-    if isinstance(bundle, Bundle):
-        return ServedModel(bundle, weights)
-    content = bundles.load(bundle, verify=verify)
-    try:
-        return ServedModel(content, weights)
-    except InputError as error:
-        raise BundleError(f"{os.fspath(bundle)}: {error}") from None
-
-
-def _checked_threads(threads: int | None) -> int | None:
-    if threads is None:
-        return None
-    count = whole_number("threads", threads)
-    if count > native.MAX_THREADS:
-        raise InputError(f"threads: at most {native.MAX_THREADS}, found {count}")
-    return count

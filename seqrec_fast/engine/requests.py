@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec_fast import native
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -20,6 +21,7 @@ __all__ = [
     "Filter",
     "Histories",
     "checked_indices",
+    "checked_threads",
     "is_list",
     "parse_filter",
     "parse_histories",
@@ -246,3 +248,17 @@ def checked_indices(histories: JaggedBatch[Any], items: int) -> JaggedBatch[Any]
             f"histories: row {row} holds item {int(values[at])}, but the items are 0 to {items - 1}"
         )
     return histories
+
+
+def checked_threads(threads: Any) -> int | None:
+    """Checks the cores that one call may use; ``None`` stands for the default.
+
+    Raises:
+        InputError: not a whole number from 1 to the most that the native pool can have.
+    """
+    if threads is None:
+        return None
+    count = whole_number("threads", threads)
+    if count > native.MAX_THREADS:
+        raise InputError(f"threads: at most {native.MAX_THREADS}, found {count}")
+    return count

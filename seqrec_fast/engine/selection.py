@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +24,14 @@ _GATHER_SHARE = 8
 
 
 class Scorer(NamedTuple):
-    """Scores are ``queries @ items.T + bias``: float32 ``[n, dim]`` and ``[n]`` or ``None``."""
+    """Scores are ``queries @ items.T + bias``: float32 ``[n, dim]`` and ``[n]`` or ``None``.
+
+    ``rank`` is that of an engine that holds the same items on another device, or ``None``.
+    """
 
     items: NDArray[np.float32]
     bias: NDArray[np.float32] | None
+    rank: Callable[..., tuple[Scores, Ids]] | None = None
 
 
 def select(
@@ -100,6 +105,8 @@ def _topk(
     blocked: NDArray[np.uint8] | None,
     threads: int | None,
 ) -> tuple[Scores, Ids]:
+    if scorer.rank is not None:
+        return scorer.rank(queries, excluded.values, excluded.offsets, blocked, k)
     return score_topk(
         queries,
         scorer.items,

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec_fast import bundle as bundles
+from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.encoders import build_encoder
 from seqrec_fast.engine.precision import Weights, apply_weights
 from seqrec_fast.engine.selection import Scorer
-from seqrec_fast.errors import InputError
+from seqrec_fast.errors import BundleError, DeviceError, InputError
 
-if TYPE_CHECKING:
-    from seqrec_fast.bundle import Bundle
+__all__ = ["ServedModel", "Source", "open_model"]
 
-__all__ = ["ServedModel"]
+Source = Bundle | str | os.PathLike[str]
 
 # A dictionary from integer ids to indices costs about 100 bytes an item; from here on requests
 # search the sorted ids instead.
@@ -32,7 +34,8 @@ class ServedModel:
     Attributes:
         items: raw ids by item index.
         table: titles and other columns, or ``None``.
-        encoder: the native encoder; ``encoder.native`` is the engine.
+        encoder: the user encoder; ``encoder.engine`` also ranks.
+        device: where they compute.
         scorer: item vectors and bias.
         popular: the same for users without a known event: scores are event counts.
         config: the bundle's ``model.json``.
@@ -40,17 +43,18 @@ class ServedModel:
         parameters: number of weights.
     """
 
-    def __init__(self, bundle: Bundle, weights: Weights = "float32") -> None:
+    def __init__(self, bundle: Bundle, weights: Weights = "float32", device: str = "cpu") -> None:
         self.items = bundle.items
         self.table = bundle.item_table
-        self.encoder = build_encoder(bundle.config, apply_weights(bundle.tensors, weights))
+        self.device = device
+        self.encoder = build_encoder(bundle.config, apply_weights(bundle.tensors, weights), device)
         vectors, bias = self.encoder.item_vectors, self.encoder.item_bias
         if len(vectors) != len(bundle.items):
             raise InputError(
                 f"weights.safetensors: {len(vectors)} item vectors, but the vocabulary has "
                 f"{len(bundle.items)} ids"
             )
-        self.scorer = Scorer(vectors, bias)
+        self.scorer = Scorer(vectors, bias, None if device == "cpu" else self.encoder.engine.rank)
         self.popular = Scorer(
             np.zeros((len(vectors), 1), dtype=np.float32), bundle.popularity.astype(np.float32)
         )
@@ -91,3 +95,30 @@ class ServedModel:
         if self.table is None:
             return (None,) * len(indices)
         return tuple(self.table.title(index) for index in indices.tolist())
+
+
+def open_model(
+    source: Source, *, weights: Weights, device: str, verify: bool = True, mmap: bool = True
+) -> ServedModel:
+    """A bundle, in memory or as a folder, ready to serve.
+
+    Args:
+        source: the bundle.
+        weights: the form of the weights.
+        device: where the model computes.
+        verify: as in :func:`seqrec_fast.bundle.load`.
+        mmap: as there.
+
+    Raises:
+        BundleError: the folder holds no bundle that can be served.
+        InputError, MissingExtraError: the same of one in memory; or the device is not there.
+    """
+    if isinstance(source, Bundle):
+        return ServedModel(source, weights, device)
+    content = bundles.load(source, verify=verify)
+    try:
+        return ServedModel(content, weights, device)
+    except DeviceError:
+        raise  # not the fault of the bundle
+    except InputError as error:
+        raise BundleError(f"{os.fspath(source)}: {error}") from None

@@ -274,3 +274,26 @@ def batch_in_two_forms(world: World, folder: Path) -> Arguments:
 @case("--include-seen", "not allowed with")
 def batch_with_seen_items_in_and_out(world: World, folder: Path) -> Arguments:
     return batch(world, folder, "--exclude-seen", "--include-seen")
+
+
+# ---------------------------------------------------------------- devices
+
+
+@case("device: ", "'gpu'", "cuda:N")
+def device_unknown(world: World, folder: Path) -> Arguments:
+    return recommend(world.bundle, "--device", "gpu")
+
+
+@case("device: ", "'cuda:999'", "cpu")
+def device_not_there(world: World, folder: Path) -> Arguments:
+    return recommend(world.bundle, "--device", "cuda:999")
+
+
+@case("device: ", "'tpu'")
+def evaluate_on_an_unknown_device(world: World, folder: Path) -> Arguments:
+    return ["evaluate", world.bundle, world.log, "--device", "tpu"]
+
+
+@case("--sessions", "CPU")
+def live_users_on_a_gpu(world: World, folder: Path) -> Arguments:
+    return ["serve", world.bundle, "--sessions", "10", "--device", "cuda"]
