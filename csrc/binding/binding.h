@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <tuple>
@@ -38,12 +39,20 @@ HeadsView<T> heads_at(const View& view) {
 /// Lets other Python threads run while it lives.
 ///
 /// A daemon thread that comes back from a kernel after the interpreter has begun to end is ended by
-/// Python where it takes the lock, by unwinding its stack: unlike that of py::gil_scoped_release,
-/// the destructor lets this pass, or the whole process would abort.
+/// Python where it takes the lock, by unwinding its stack. That must not go on:
+/// py::gil_scoped_release would abort the process, and the arrays of the call would be released by
+/// a thread without the lock. So the thread stays here for the rest of the process, as it does in
+/// newer Pythons.
 class ReleasedLock {
  public:
   ReleasedLock() : state_(PyEval_SaveThread()) {}
-  ~ReleasedLock() noexcept(false) { PyEval_RestoreThread(state_); }
+  ~ReleasedLock() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
   ReleasedLock(const ReleasedLock&) = delete;
   ReleasedLock& operator=(const ReleasedLock&) = delete;
 

@@ -66,7 +66,7 @@ BoundEngine::BoundEngine(const py::dict& config, const py::dict& weights, const 
   if (bias && bias->size() != encoder->num_items()) refuse("bias: expected one number an item");
   const float* item_rows = items.data();
   const float* biases = bias ? bias->data() : nullptr;
-  const py::gil_scoped_release release;
+  const ReleasedLock released;
   engine_ = std::make_unique<Engine>(std::move(encoder), item_rows, biases, thread_count(threads),
                                      kernels());
 }
@@ -126,7 +126,7 @@ Array<float> encode(const BoundEngine& engine, const Array<std::int32_t>& values
   Array<float> out({rows.rows, encoder.dim()});
   float* to = out.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock released;
     encoder.encode(rows, to, thread_count(threads));
   }
   return out;
@@ -144,7 +144,7 @@ py::tuple recommend(const BoundEngine& engine, const Array<std::int32_t>& values
   float* to_scores = scores.mutable_data();
   std::int64_t* to_ids = ids.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock released;
     engine.get().recommend(rows, excluded, k, thread_count(threads), to_scores, to_ids);
   }
   return py::make_tuple(std::move(scores), std::move(ids));
@@ -168,7 +168,7 @@ py::object recommend_lists(const BoundEngine& engine, const py::object& historie
   float* to_scores = scores.mutable_data();
   std::int64_t* to_ids = ids.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock released;
     engine.get().recommend(view, excluded, k, thread_count(threads), to_scores, to_ids);
   }
   bool complete = true;
@@ -191,7 +191,7 @@ py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Val
   float* to_scores = scores.mutable_data();
   std::int64_t* to_ids = ids.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock released;
     engine.get().rank(from, count, excluded, k, thread_count(threads), to_scores, to_ids);
   }
   return py::make_tuple(std::move(scores), std::move(ids));

@@ -134,7 +134,7 @@ void check_item(const BoundSessions& s, std::int32_t item) {
 void observe(BoundSessions& s, const py::handle& user, std::int32_t item) {
   check_item(s, item);
   const UserKey key = key_of(user.ptr());
-  const py::gil_scoped_release release;
+  const ReleasedLock released;
   if (s.store().observe(&key, &item, 1, 1) == 0) throw SessionsReplaced();
 }
 
@@ -148,7 +148,7 @@ std::int64_t observe_many(BoundSessions& s, const py::object& users,
   const std::int32_t* item = items.data();
   for (std::int64_t i = begin; i < keys.size(); ++i) check_item(s, item[i]);
   const int limit = thread_count(threads);
-  const py::gil_scoped_release release;
+  const ReleasedLock released;
   return keys.each(begin, [&](const UserKey* some, std::int64_t first, std::int64_t count) {
     return s.store().observe(some, item + first, count, limit);
   });
@@ -167,7 +167,7 @@ py::tuple embed(BoundSessions& s, const py::object& users, bool seen, int thread
   to_offsets[0] = 0;
   const int limit = thread_count(threads);
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock released;
     keys.each(0, [&](const UserKey* some, std::int64_t first, std::int64_t count) {
       s.store().embed(some, count, limit, to + first * dim, to_known + first,
                       seen ? &values : nullptr, to_offsets + first);
@@ -191,7 +191,7 @@ py::object recommend(BoundSessions& s, const py::handle& user, std::int64_t k, b
   const int limit = thread_count(threads);
   std::uint8_t known = 0;
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock released;
     Scratch<float> query(s.engine().encoder().dim());
     std::vector<std::int32_t> seen;
     std::int64_t offsets[2] = {0, 0};
@@ -208,13 +208,13 @@ py::object recommend(BoundSessions& s, const py::handle& user, std::int64_t k, b
 
 bool forget(BoundSessions& s, const py::handle& user) {
   const UserKey key = key_of(user.ptr());
-  const py::gil_scoped_release release;
+  const ReleasedLock released;
   return s.store().forget(key);
 }
 
 bool contains(BoundSessions& s, const py::handle& user) {
   const UserKey key = key_of(user.ptr());
-  const py::gil_scoped_release release;
+  const ReleasedLock released;
   return s.store().contains(key);
 }
 
@@ -223,7 +223,7 @@ py::tuple history(BoundSessions& s, const py::handle& user) {
   std::vector<std::int32_t> items;
   std::int64_t events;
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock released;
     events = s.store().history(key, &items);
   }
   return py::make_tuple(events,
@@ -233,7 +233,7 @@ py::tuple history(BoundSessions& s, const py::handle& user) {
 py::dict statistics(BoundSessions& s) {
   SessionStatistics found;
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock released;
     found = s.store().statistics();
   }
   py::dict d;
@@ -262,7 +262,7 @@ template <typename Body>
 void with_file(Body&& body) {
   int code = 0;
   {
-    const py::gil_scoped_release release;
+    const ReleasedLock released;
     try {
       body();
     } catch (const std::system_error& error) {
@@ -294,7 +294,7 @@ void take_from(BoundSessions& s, BoundSessions& old, const Array<std::int32_t>& 
     if (table.data()[i] >= 0) check_item(s, table.data()[i]);
   }
   const std::int32_t* to_new = table.data();
-  const py::gil_scoped_release release;
+  const ReleasedLock released;
   s.store().take_from(old.store(), to_new);
 }
 
@@ -317,8 +317,7 @@ void bind_sessions(py::module_& m) {
       .def("contains", &contains, py::arg("user"))
       .def("history", &history, py::arg("user"))
       .def(
-          "clear", [](BoundSessions& s) { s.store().clear(); },
-          py::call_guard<py::gil_scoped_release>())
+          "clear", [](BoundSessions& s) { s.store().clear(); }, py::call_guard<ReleasedLock>())
       .def("statistics", &statistics)
       .def("save", &save, py::arg("file"), py::arg("identity"), py::arg("wall"))
       .def("load", &load, py::arg("file"), py::arg("identity"), py::arg("wall"))
