@@ -59,8 +59,8 @@ class ModelEngine(Protocol):
         k: int,
         exclude_seen: bool,
         threads: int = 0,
-    ) -> Ranking | None:
-        """The same from lists of raw ids; ``None`` where they go the longer way."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], bool] | None:
+        """The same from lists of raw ids, and whether each got ``k``; ``None``: the longer way."""
 
     def rank(
         self,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,33 @@ Source = Bundle | str | os.PathLike[str]
 # A dictionary from integer ids to indices costs about 100 bytes an item; from here on requests
 # search the sorted ids instead.
 _MOST_IN_DICTIONARY = 1_000_000
+
+
+_T = TypeVar("_T")
+
+
+class _Once(Generic[_T]):
+    """A property that is computed at its first use, without a lock.
+
+    ``functools.cached_property`` takes one before Python 3.12: a child forked while another thread
+    held it would wait for ever.
+    """
+
+    def __init__(self, compute: Callable[[Any], _T]) -> None:
+        self._compute = compute
+        self._name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, owner: None, kind: type) -> _Once[_T]: ...
+    @overload
+    def __get__(self, owner: object, kind: type) -> _T: ...
+    def __get__(self, owner: Any, kind: type) -> Any:
+        if owner is None:
+            return self
+        value = self._compute(owner)
+        owner.__dict__[self._name] = value  # found before this from now on
+        return value
 
 
 class ServedModel:
@@ -65,14 +92,14 @@ class ServedModel:
 
     # Two threads may both compute what follows; they store the same values.
 
-    @cached_property
+    @_Once
     def lookup(self) -> dict[Any, int] | None:
         """Raw id to index, for requests by lists; ``None`` where it would take too much memory."""
         if self.items.kind == "int" and len(self.items) > _MOST_IN_DICTIONARY:
             return None
         return self.items.lookup()
 
-    @cached_property
+    @_Once
     def version(self) -> str:
         """16 hexadecimal digits: equal for models of equal weights, options and items."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
@@ -83,7 +110,7 @@ class ServedModel:
             digest.update(raw)
         return digest.hexdigest()[:16]
 
-    @cached_property
+    @_Once
     def norms(self) -> NDArray[np.float32]:
         """float32 ``[items]``: length of each item vector."""
         vectors = self.scorer.items

@@ -134,9 +134,8 @@ class DeviceEngine:
 
     def recommend_lists(
         self, histories: Any, lookup: dict[Any, int], k: int, exclude_seen: bool, threads: int = 0
-    ) -> Ranking | None:
+    ) -> None:
         """``None``: lists of raw ids become arrays first."""
-        return None
 
     @torch.no_grad()
     def rank(
