@@ -2,10 +2,11 @@
 // The first steps of a transformer over items: item plus position, then norm and linear layer from
 // products that were computed once for all.
 //
-// With m and s the mean and the standard deviation of x = item + position,
-//   W norm(x) + b = (W (g item) + W (g position) - m W (g ones)) / s + W h + b.
+// With s the standard deviation of x = item + position, and rows less their own mean,
+//   W norm(x) + b = (W (g (item - mean)) + W (g (position - mean))) / s + W h + b.
 // The first two terms depend on one item and one position alone, so that a catalogue's are a table,
-// and an event costs the reading of two rows instead of a product with W.
+// and an event costs the reading of two rows instead of a product with W. (With the mean of x taken
+// off afterwards instead, items that share a large part would lose their digits in the table.)
 #pragma once
 
 #include "base/simd.h"
@@ -58,8 +59,7 @@ struct SequenceInputRows {
       for (std::int64_t j = 0; j < p.outputs; j += W) {
         const std::int64_t left = p.outputs - j;
         const F product = get(of_item + j, left) + get(of_position + j, left);
-        const F centred = product - mean * get(p.sums + j, left);
-        put(to + j, centred * inverse + get(p.constants + j, left), left);
+        put(to + j, product * inverse + get(p.constants + j, left), left);
       }
     }
   }
