@@ -13,7 +13,8 @@ namespace {
 constexpr float kNormEps = 1e-5f;
 // Rows that pass through the feed-forward layer together, so that its inner values stay near.
 constexpr std::int64_t kInnerRows = 60;
-constexpr std::int64_t kStepRows = 128;  // users whose next event is worked on together
+constexpr std::int64_t kStepRows = 128;    // users whose next event is worked on together
+constexpr std::int64_t kFoldedRows = 256;  // items whose products are made together
 
 }  // namespace
 
@@ -68,33 +69,43 @@ void SasrecEncoder::fold_first_block(const Tensors& tensors) {
   const float* weight = tensors.at("blocks.0.attention.qkv.weight", outputs * dim);
   const float* bias = tensors.at("blocks.0.attention.qkv.bias", outputs);
   const Norm& norm = blocks_[0].attention_norm;
-  products_ = AlignedBuffer<float>(static_cast<std::size_t>((items + positions + 2) * outputs));
+  products_ = AlignedBuffer<float>(static_cast<std::size_t>((items + positions + 1) * outputs));
   advise_huge_pages(products_.data(), static_cast<std::int64_t>(products_.size() * sizeof(float)));
   float* item_products = products_.data();
   float* position_products = item_products + items * outputs;
-  float* sums = position_products + positions * outputs;
-  float* constants = sums + outputs;
+  float* constants = position_products + positions * outputs;
   AlignedBuffer<float> scaled(static_cast<std::size_t>(outputs * dim));  // W g
   for (std::int64_t o = 0; o < outputs; ++o) {
-    double sum = 0.0, constant = bias[o];
+    double constant = bias[o];
     for (std::int64_t d = 0; d < dim; ++d) {
       const double w = weight[o * dim + d];
       scaled[static_cast<std::size_t>(o * dim + d)] = static_cast<float>(w * norm.weight[d]);
-      sum += w * norm.weight[d];
       constant += w * norm.bias[d];
     }
-    sums[o] = static_cast<float>(sum);
     constants[o] = static_cast<float>(constant);
   }
   const PackedLinear packed = pack_linear(scaled.data(), dim, 1, outputs, dim, nullptr, table_);
-  Scratch<float> scratch(table_.linear->scratch);
-  multiply(packed, input_.items, dim, items, Activation::kNone, item_products, outputs,
-           scratch.data());
-  multiply(packed, input_.positions, dim, positions, Activation::kNone, position_products, outputs,
-           scratch.data());
+  Scratch<float> centred(kFoldedRows * dim), scratch(table_.linear->scratch);
+  const auto fold = [&](const float* rows, std::int64_t count, float* products) {
+    for (std::int64_t first = 0; first < count; first += kFoldedRows) {
+      const std::int64_t some = std::min(kFoldedRows, count - first);
+      for (std::int64_t row = 0; row < some; ++row) {
+        const float* from = rows + (first + row) * dim;
+        double sum = 0.0;
+        for (std::int64_t d = 0; d < dim; ++d) sum += double{from[d]};
+        const double mean = sum / static_cast<double>(dim);
+        for (std::int64_t d = 0; d < dim; ++d) {
+          centred[row * dim + d] = static_cast<float>(double{from[d]} - mean);
+        }
+      }
+      multiply(packed, centred.data(), dim, some, Activation::kNone, products + first * outputs,
+               outputs, scratch.data());
+    }
+  };
+  fold(input_.items, items, item_products);
+  fold(input_.positions, positions, position_products);
   input_.item_products = item_products;
   input_.position_products = position_products;
-  input_.sums = sums;
   input_.constants = constants;
   input_.outputs = outputs;
 }

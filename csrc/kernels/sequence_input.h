@@ -2,10 +2,11 @@
 // The first steps of a transformer over items: item plus position, then norm and linear layer from
 // products that were computed once for all.
 //
-// With m and s the mean and the standard deviation of x = item + position,
-//   W norm(x) + b = (W (g item) + W (g position) - m W (g ones)) / s + W h + b.
+// With s the standard deviation of x = item + position, and rows less their own mean,
+//   W norm(x) + b = (W (g (item - mean)) + W (g (position - mean))) / s + W h + b.
 // The first two terms depend on one item and one position alone, so that a catalogue's are a table,
-// and an event costs the reading of two rows instead of a product with W.
+// and an event costs the reading of two rows instead of a product with W. (With the mean of x taken
+// off afterwards instead, items that share a large part would lose their digits in the table.)
 #pragma once
 
 #include "base/over_row.h"
@@ -44,11 +45,10 @@ struct SequenceInputRows {
       const float* of_item = p.item_products + ids[t] * p.outputs;
       const float* of_position = p.position_products + positions[t] * p.outputs;
       float* to = products + t * p.outputs;
-      const float *sums = p.sums, *constants = p.constants;
+      const float* constants = p.constants;
       over_row<W>(p.outputs, [&](std::int64_t j, auto part) {
         const F product = part.get(of_item + j) + part.get(of_position + j);
-        const F centred = product - mean * part.get(sums + j);
-        part.put(to + j, centred * inverse + part.get(constants + j));
+        part.put(to + j, product * inverse + part.get(constants + j));
       });
     }
   }

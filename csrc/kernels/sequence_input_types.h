@@ -14,10 +14,9 @@ struct SequenceInput {
   std::int64_t dim;
   float eps;
 
-  // With g and h the weight and bias of the norm, and ones a vector of dim ones.
-  const float* item_products;      // [num_items, outputs], W (g item); or null
-  const float* position_products;  // [max_length, outputs], W (g position)
-  const float* sums;               // [outputs], W (g ones)
+  // With g and h the weight and bias of the norm, and rows less their own mean.
+  const float* item_products;      // [num_items, outputs], W (g (item - mean)); or null
+  const float* position_products;  // [max_length, outputs], W (g (position - mean))
   const float* constants;          // [outputs], W h + b
   std::int64_t outputs;
 };

@@ -209,6 +209,11 @@ struct Topk : TopkRows<W> {
         for (int v = 0; v < QV; ++v) sum[r][v] += chain[r][v];
       }
     }
+    if (chains == kChains) return;
+    // A chain without terms is 0, which makes 0 of a sum that is -0.
+    for (int r = 0; r < IR; ++r) {
+      for (int v = 0; v < QV; ++v) sum[r][v] += F{};
+    }
   }
 
   /// A copy, so that the compiler can hold the tile itself in registers.

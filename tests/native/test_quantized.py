@@ -25,7 +25,8 @@ def same(queries: Any, items: Any, k: int, bias: Any = None, **options: Any) -> 
     table = native.QuantizedItems(items, bias)
     found_scores, found_ids = native.score_topk(queries, table, k, **options)
     np.testing.assert_array_equal(found_ids, ids)
-    np.testing.assert_array_equal(found_scores, scores)
+    # as bits: 0 and -0 are equal as numbers
+    np.testing.assert_array_equal(found_scores.view(np.int32), scores.view(np.int32))
     return ids
 
 
@@ -152,6 +153,15 @@ def test_bounds_hold_where_each_step_rounds_against_them(isa: str) -> None:
     items[:, 0] = 1.0
     queries = np.vstack([np.ones(64), -np.ones(64), items[:4]]).astype(np.float32)
     same(queries, items, 50)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 8])
+def test_scores_that_underflow_have_one_sign(isa: str, dim: int) -> None:
+    """However many queries are searched for at once, and so however their products are summed."""
+    rng = np.random.default_rng(dim)
+    items = (rng.standard_normal((40, dim)) * 1e-30).astype(np.float32)
+    queries = (rng.standard_normal((40, dim)) * 1e-30).astype(np.float32)
+    same(queries, items, 40)
 
 
 def test_all_items_equal_come_in_order() -> None:
