@@ -115,9 +115,16 @@ class Folder:
             raise self.refuse(name, error) from None
 
     def tensors(
-        self, name: str, verify: bool, check: Callable[[list[Entry]], None] | None = None
+        self,
+        name: str,
+        verify: bool,
+        check: Callable[[list[Entry]], None] | None = None,
+        mapped: bool = False,
     ) -> dict[str, NDArray[Any]]:
-        """A safetensors file; ``check`` sees its header before memory is reserved."""
+        """A safetensors file; ``check`` sees its header before memory is reserved.
+
+        ``mapped`` is that of :func:`read_tensors`.
+        """
         digest = hashlib.sha256()
         stream, size = self.open(name, memory())
         with stream:
@@ -126,7 +133,7 @@ class Folder:
                 entries = read_header(stream, size, digest.update)
                 if check is not None:
                     check(entries)
-                found = read_tensors(stream, entries, digest.update)
+                found = read_tensors(stream, entries, digest.update if verify else None, mapped)
             except BundleError:
                 raise
             except InputError as error:

@@ -39,21 +39,26 @@ T = TypeVar("T")
 _RETRIES = 5
 
 
-def load(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = False) -> Bundle:
     """Reads a bundle.
 
     Args:
         path: the folder.
         verify: compare every file with its SHA-256. ``False`` skips that comparison alone; sizes,
             shapes, types and contents are always checked.
+        mmap: weights of 1 MiB or more are read-only views of the file, which is mapped into
+            memory, so that processes that load the same bundle share them. They stay valid when
+            the bundle is replaced by :func:`save`, which never writes into a file that is there;
+            whoever does changes the weights, and whoever shortens the file ends the process. On
+            file systems that cannot map, and on Windows, the weights are read.
 
     Returns:
-        The bundle; every array is its own, nothing refers to the files.
+        The bundle; without ``mmap`` every array is its own, nothing refers to the files.
 
     Raises:
         BundleError: one line that names the file and the reason.
     """
-    return _consistently(Path(path), lambda folder: _load(folder, verify))
+    return _consistently(Path(path), lambda folder: _load(folder, verify, mmap))
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def _consistently(path: Path, read: Callable[[Folder], T]) -> T:
 # ---------------------------------------------------------------------- the contents
 
 
-def _load(folder: Folder, verify: bool) -> Bundle:
+def _load(folder: Folder, verify: bool, mmap: bool) -> Bundle:
     folder.read_manifest(verify)
     config = folder.object(MODEL, verify)
     num_items = _checked(folder, config_num_items, config)
@@ -118,7 +123,7 @@ def _load(folder: Folder, verify: bool) -> Bundle:
         if any(len(entry.shape) != 1 for entry in entries):
             raise InputError("its tensors must have one dimension each")
 
-    tensors = folder.tensors(WEIGHTS, verify, fits)
+    tensors = folder.tensors(WEIGHTS, verify, fits, mmap)
     for name, tensor in tensors.items():
         _checked(folder, check_finite, name, tensor)
     stored = folder.tensors(VOCABULARY, verify, one_row)

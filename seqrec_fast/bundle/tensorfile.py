@@ -5,13 +5,16 @@ The format (github.com/huggingface/safetensors): 8 bytes little-endian length of
 header (a JSON object from name to dtype, shape and extent), then the data. Files written here are
 read by the safetensors library and the other way round. It is written out here because a tensor is
 then read straight into its own array while the file is hashed (no second copy of the weights in
-memory), and because every extent is compared with the size of the file before memory is reserved.
+memory), or seen where the file is mapped into memory; and because every extent is compared with the
+size of the file before memory is reserved.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import mmap
+import os
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NamedTuple
 
@@ -25,6 +28,12 @@ __all__ = ["Entry", "header", "read_header", "read_tensors", "write_tensors"]
 
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_DIMENSIONS = 8
+
+#: bytes from which on a tensor is mapped; smaller ones would save less than a mapping costs
+LEAST_MAPPED = 2**20
+_PIECE = 2**22
+# Where the data begin, and each tensor of whole cache lines: so do the rows of a mapped table then.
+_ALIGNMENT = 64
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -92,49 +101,101 @@ def read_header(stream: IO[bytes], size: int, seen: Callable[[bytes], None]) -> 
 
 
 def read_tensors(
-    stream: IO[bytes], entries: list[Entry], seen: Callable[[Any], None]
+    stream: IO[bytes],
+    entries: list[Entry],
+    seen: Callable[[Any], None] | None,
+    mapped: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Reads all tensors, each into an array of its own.
 
     Args:
         stream: at the first byte of the data.
         entries: from :func:`read_header`.
-        seen: is given every byte read.
+        seen: is given every byte of the data, in order; ``None``: what is mapped is not read.
+        mapped: large float32 tensors are read-only views of the file in memory where the system
+            allows it. They hold what the file holds for as long as nobody writes into it.
 
     Raises:
         InputError: the file ended early, or a truth value is neither 0 nor 1.
     """
     tensors: dict[str, NDArray[Any]] = {}
+    base = stream.tell()
+    pages = _map(stream) if mapped and any(map(_is_large, entries)) else None
+    piece: Any = None
     for entry in entries:
+        at = base + entry.begin
+        view: Any
+        if pages is not None and _is_large(entry) and at % entry.dtype.itemsize == 0:
+            if entry.end + base > len(pages):
+                raise InputError(f"it ended inside tensor {entry.name[:80]!r}")
+            tensors[entry.name] = np.frombuffer(
+                pages, entry.dtype, math.prod(entry.shape), at
+            ).reshape(entry.shape)
+            if seen is None:
+                stream.seek(base + entry.end)
+                continue
+            # Read rather than looked at, so that a disk that fails is an error and no signal.
+            piece = memoryview(bytearray(_PIECE)) if piece is None else piece
+            left = entry.end - entry.begin
+            while left:
+                view = piece[: min(left, _PIECE)]
+                left -= _fill(stream, view, entry, seen)
+            continue
         array = np.empty(entry.shape, dtype=entry.dtype)
         raw: Any = array.reshape(-1).view(np.uint8)
         filled = 0
         while filled < len(raw):
-            view = memoryview(raw)[filled : filled + 2**22]
-            count = stream.readinto(view)  # type: ignore[attr-defined]
-            if not count:
-                raise InputError(f"it ended inside tensor {entry.name[:80]!r}")
-            seen(view[:count])
-            filled += count
+            view = memoryview(raw)[filled : filled + _PIECE]
+            filled += _fill(stream, view, entry, seen)
         if entry.dtype == np.bool_ and (raw > 1).any():
             raise InputError(f"tensor {entry.name[:80]!r} holds a truth value other than 0 and 1")
         tensors[entry.name] = array
     return tensors
 
 
+def _is_large(entry: Entry) -> bool:
+    return entry.dtype == np.float32 and entry.end - entry.begin >= LEAST_MAPPED
+
+
+def _map(stream: IO[bytes]) -> mmap.mmap | None:
+    """The file in memory, read-only and shared; ``None`` where that can't be had."""
+    if os.name != "posix":
+        return None  # elsewhere a file that is mapped can be neither renamed nor replaced
+    try:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):
+        return None
+
+
+def _fill(stream: IO[bytes], view: Any, entry: Entry, seen: Callable[[Any], None] | None) -> int:
+    """Reads into a part of a buffer; returns how many bytes came."""
+    count: int = stream.readinto(view)  # type: ignore[attr-defined]
+    if not count:
+        raise InputError(f"it ended inside tensor {entry.name[:80]!r}")
+    if seen is not None:
+        seen(view[:count])
+    return count
+
+
 def header(tensors: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[str]]:
     """The first bytes of a file that holds these tensors.
 
     Returns:
-        Length and header, padded so that the data begins at a multiple of 8, and the order in
-        which the data has to follow: widest type first, so that each tensor is aligned.
+        Length and header, padded so that the data begins at a multiple of 64, and the order in
+        which the data has to follow: widest type first, so that each tensor is aligned; of one
+        type those that fill whole lines of 64 bytes first, so that they begin at such a line.
 
     Raises:
         InputError: a type that the format of the bundle does not hold.
     """
     described: dict[str, Any] = {}
     at = 0
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+    def place(name: str) -> tuple[int, bool, str]:
+        array = tensors[name]
+        return -array.dtype.itemsize, array.nbytes % _ALIGNMENT > 0, name
+
+    order = sorted(tensors, key=place)
     for name in order:
         array = tensors[name]
         if array.dtype not in _CODES:
@@ -146,7 +207,7 @@ def header(tensors: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[str]]:
         }
         at += array.nbytes
     text = json.dumps(described, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text, order
 
 

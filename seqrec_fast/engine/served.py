@@ -142,7 +142,7 @@ def open_model(
     """
     if isinstance(source, Bundle):
         return ServedModel(source, weights, device)
-    content = bundles.load(source, verify=verify)
+    content = bundles.load(source, verify=verify, mmap=mmap)
     try:
         return ServedModel(content, weights, device)
     except DeviceError:
