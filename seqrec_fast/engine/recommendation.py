@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from seqrec_fast.engine.served import ServedModel
 
-__all__ = ["Recommendation"]
+__all__ = ["Recommendation", "answers"]
 
 
 class Recommendation:
@@ -79,3 +79,17 @@ class Recommendation:
         shown = ", ".join(repr(item) for item in self.items[:3].tolist())
         more = ", …" if len(self) > 3 else ""
         return f"Recommendation({len(self)} items: {shown}{more})"
+
+
+def answers(
+    model: ServedModel, ids: NDArray[np.int64], scores: NDArray[np.float32], complete: bool
+) -> list[Recommendation]:
+    """One answer a row of ``ids`` and ``scores`` ``[users, k]``; -1 ends a row unless complete."""
+    if complete:
+        items = model.items.ids.take(ids)
+        return [Recommendation(model, *row) for row in zip(ids, scores, items, strict=True)]
+    left = (ids >= 0).sum(axis=1).tolist()
+    return [
+        Recommendation.of(model, row[:n], of_row[:n])
+        for row, of_row, n in zip(ids, scores, left, strict=True)
+    ]

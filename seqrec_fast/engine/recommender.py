@@ -19,7 +19,7 @@ from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.devices import checked_device
 from seqrec_fast.engine.precision import Weights, checked_weights
-from seqrec_fast.engine.recommendation import Recommendation
+from seqrec_fast.engine.recommendation import Recommendation, answers
 from seqrec_fast.engine.requests import (
     Filter,
     Histories,
@@ -428,14 +428,7 @@ class Recommender:
         if complete and len(ids) == 1:  # what a live request is; a few microseconds less
             row = ids[0]
             return [Recommendation(model, row, scores[0], model.items.ids.take(row))]
-        if complete:
-            items = model.items.ids.take(ids)
-            return [Recommendation(model, *row) for row in zip(ids, scores, items, strict=True)]
-        left = (ids >= 0).sum(axis=1).tolist()
-        return [
-            Recommendation(model, row[:n], of_row[:n], model.items.ids[row[:n]])
-            for row, of_row, n in zip(ids, scores, left, strict=True)
-        ]
+        return answers(model, ids, scores, complete)
 
     def _answer(
         self,
