@@ -57,7 +57,12 @@ def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = Fals
 
     Raises:
         BundleError: one line that names the file and the reason.
+        InputError: what was given is no path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(
+            f"bundle: expected the folder that train wrote, found {type(path).__name__}"
+        )
     return _consistently(Path(path), lambda folder: _load(folder, verify, mmap))
 
 

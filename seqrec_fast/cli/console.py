@@ -171,11 +171,13 @@ def read_ids(option: str, path: str | os.PathLike[str]) -> list[str]:
         path: the file.
 
     Raises:
-        InputError: no id in it, or it is not text.
-        OSError: it can't be read.
+        InputError: no id in it, it is not text, or it can't be read.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{option}: {path} can't be read ({reason}); check the path") from None
     except UnicodeDecodeError:
         raise InputError(f"{option}: {path} is not text in utf-8; write one id a line") from None
     found = [line.strip() for line in lines if line.strip()]

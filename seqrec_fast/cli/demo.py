@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
@@ -243,6 +245,7 @@ def _describe(one: dict[str, Any]) -> str:
 
 def _farewell(out: Path, shown: Sequence[dict[str, Any]], seconds: float) -> str:
     place = _short(out)
+    command = _command()
     history = ",".join(str(entry["item"]) for entry in shown[0]["history"])
     return "\n".join(
         [
@@ -250,12 +253,20 @@ def _farewell(out: Path, shown: Sequence[dict[str, Any]], seconds: float) -> str
             f"done in {seconds:.0f} s; the bundle is {place}/bundle, the training curve "
             f"{place}/bundle/curve.png",
             "go on with",
-            f'  seqrec-fast recommend {place}/bundle --history "{history}"',
-            f"  seqrec-fast evaluate {place}/bundle {place}/events.csv --k 5,10,20",
-            f"  seqrec-fast train {place}/events.csv --items {place}/items.csv "
+            f'  {command} recommend {place}/bundle --history "{history}"',
+            f"  {command} evaluate {place}/bundle {place}/events.csv --k 5,10,20",
+            f"  {command} train {place}/events.csv --items {place}/items.csv "
             "--model gru --out bundle",
         ]
     )
+
+
+def _command() -> str:
+    """How this program is called from here: by its path where the shell would not find it."""
+    called = Path(sys.argv[0])
+    if called.name != "seqrec-fast" or shutil.which("seqrec-fast"):
+        return "seqrec-fast"
+    return _short(called.absolute())
 
 
 def _short(path: Path) -> str:

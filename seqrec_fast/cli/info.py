@@ -39,8 +39,6 @@ _PACKAGES = {
 }
 #: module -> the distributions that may have brought it, where the names differ
 _DISTRIBUTIONS = {"faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")}
-#: operation -> function of the native module that carries it out
-_NATIVE = {"topk": "score_topk"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -105,7 +103,7 @@ def operations() -> dict[str, dict[str, dict[str, Any]]]:
         for path in folder.glob("*.py")
         if not path.stem.startswith("_")
     )
-    native = _native_functions()
+    native = _native_operations()
     missing = "torch is not installed: pip install 'seqrec-fast[train]'"
     torch = None if find_spec("torch") else missing
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -125,20 +123,19 @@ def operations() -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def _native_functions() -> set[str] | str:
+def _native_operations() -> set[str] | str:
+    """The operations that have native kernels here, or why none can be had."""
     try:
-        return set(dir(import_module("seqrec_fast._C")))
+        module = import_module("seqrec_fast.native")
     except ImportError as error:
         return f"the native module cannot be loaded: {' '.join(str(error).split())}"
+    return {one.name for one in module.operations() if one.backend == "native" and one.available}
 
 
-def _why_not_native(operation: str, functions: set[str] | str) -> str | None:
-    function = _NATIVE.get(operation)
-    if function is None:
-        return "no native kernel in this version"
-    if isinstance(functions, str):
-        return functions
-    return None if function in functions else f"the native module was built without {function}"
+def _why_not_native(operation: str, native: set[str] | str) -> str | None:
+    if isinstance(native, str):
+        return native
+    return None if operation in native else "no native kernel in this version"
 
 
 def _version(package: str) -> str | None:

@@ -10,6 +10,7 @@ second signal ends the grace. SIGHUP loads the bundle again.
 from __future__ import annotations
 
 import asyncio
+import copy
 import signal
 import socket
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.serving.service import Service
@@ -83,6 +85,7 @@ def serve(
     config = uvicorn.Config(
         app,
         log_level=log_level,
+        log_config=_log_config(),
         access_log=log_level in ("debug", "trace"),
         lifespan="on",
         ws="none",
@@ -96,6 +99,16 @@ def serve(
         server.run(sockets=[listener])
     finally:
         listener.close()
+
+
+def _log_config() -> dict[str, Any]:
+    """That of uvicorn, with the log of requests on standard error beside all others.
+
+    Standard output belongs to the address alone, which a program may read from there.
+    """
+    config = copy.deepcopy(LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return config
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -345,6 +345,13 @@ def test_recommend_filters(world: World, tmp_path: Path) -> None:
     assert "nothing is left to recommend" in done.out
 
 
+def test_a_list_of_ids_that_cannot_be_read_names_the_option(world: World, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.txt"
+    done = run("recommend", world.bundle, "--history", "i1", "--allow", f"@{missing}")
+    assert done.code == 2
+    assert f"--allow: {missing} can't be read (no such file or directory)" in done.err
+
+
 def test_ids_with_commas_stand_in_quotes(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     write_log(log)
@@ -355,47 +362,22 @@ def test_ids_with_commas_stand_in_quotes(tmp_path: Path) -> None:
     assert found["unknown"] == []
 
 
-# ---------------------------------------------------------------------------- info
-
-
-def test_info_tells_operations_backends_and_reasons() -> None:
-    found = json.loads(run("info", "--json").out)
-    assert found["version"] == sf.__version__
-    assert found["native"]["available"] is True
-    assert found["packages"]["numpy"] == np.__version__
-    operations = found["operations"]
-    assert {"attention", "cross_entropy", "recurrent", "topk"} <= set(operations)
-    for backends in operations.values():
-        assert set(backends) == {"reference", "native", "cuda", "triton"}
-        for one in backends.values():
-            assert one["available"] is (one["reason"] is None)
-    assert operations["topk"]["native"]["available"] is True
-    assert operations["recurrent"]["reference"]["available"] is True
-    shown = run("info").out
-    for name in ("processor:", "native code:", "topk", "no Triton kernel in this version"):
-        assert name in shown
-
-
-def test_info_without_torch_says_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from seqrec_fast.cli import info
-
-    real = info.find_spec
-    monkeypatch.setattr(info, "find_spec", lambda name: None if name == "torch" else real(name))
-    reason = info.operations()["attention"]["reference"]["reason"]
-    assert reason is not None
-    assert "seqrec-fast[train]" in reason
-
-
-def test_info_of_a_bundle(world: World) -> None:
-    found = json.loads(run("info", world.bundle, "--json").out)
-    assert found["model"] == "sasrec"
-    assert found["num_items"] == ITEMS
-    shown = run("info", world.bundle).out
-    for text in ("30 items", "best epoch", "weights.safetensors", "NDCG@10", str(world.log)):
-        assert text in shown
-
-
 # ---------------------------------------------------------------------------- demo
+
+
+def test_demo_names_a_program_that_is_not_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seqrec_fast.cli import demo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", [".venv/bin/seqrec-fast", "demo"])
+    assert demo._command() == ".venv/bin/seqrec-fast"
+    program = tmp_path / "seqrec-fast"
+    program.write_text("")
+    program.chmod(0o755)
+    assert demo._command() == "seqrec-fast"
 
 
 def test_demo_does_the_whole_way(tmp_path: Path) -> None:

@@ -439,3 +439,8 @@ def test_serving_needs_numpy_alone(tmp_path: Path, content: Bundle) -> None:
         cwd=Path(bundles.__file__).parents[2],
     )
     assert done.stdout.strip() == "[3, 3]", done.stderr
+
+
+def test_what_is_no_bundle_is_named(recommender: Recommender) -> None:
+    with pytest.raises(InputError, match="the folder that train wrote, found Recommender"):
+        recommender.swap(recommender)  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ class Server:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.search(r"http://\S+", line)
+        found = re.search(r"http://[^\s\"]+", line)
         if found is None:
             self.process.kill()
             raise AssertionError(line + self.process.communicate()[1])

@@ -355,6 +355,17 @@ def test_sigterm_drains_without_losing_a_request(
         httpx.get(server.url)
 
 
+def test_the_log_of_requests_leaves_standard_output_alone(
+    folder: Path, serve: Callable[..., Any]
+) -> None:
+    server = serve(folder, "--grace", 0, "--json", "--log-level", "debug")
+    assert httpx.get(server.url + "/healthz").status_code == 200
+    server.signal()
+    out, errors = server.process.communicate(timeout=30)
+    assert out == ""
+    assert "/healthz" in errors
+
+
 def test_sigint_ends_it_as_well(folder: Path, serve: Callable[..., Server]) -> None:
     server = serve(folder, "--grace", 0)
     server.signal(signal.SIGINT)
