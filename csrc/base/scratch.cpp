@@ -20,7 +20,9 @@ class Stack {
 
   void give_back(void* memory, std::size_t bytes) noexcept {
     char* end = static_cast<char*>(memory) + bytes;
-    if (!blocks_.empty() && end == blocks_.back().data() + used_) used_ -= bytes;
+    // a buffer of an earlier block may end where the last one begins
+    const bool last = !blocks_.empty() && bytes <= used_ && end == blocks_.back().data() + used_;
+    if (last) used_ -= bytes;
     if (--held_ == 0) settle();
   }
 

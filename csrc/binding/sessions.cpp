@@ -21,9 +21,15 @@ constexpr std::int64_t kKeysAtOnce = 65536;  // of an array of integers
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
 std::string shown(PyObject* object) {
-  const auto text = py::repr(py::handle(object)).cast<std::string>();
-  return (text.size() <= 60 ? text : text.substr(0, 57) + "...") + " (" + Py_TYPE(object)->tp_name +
-         ")";
+  const char* type = Py_TYPE(object)->tp_name;
+  // ASCII, so that it may be cut anywhere; some have none, such as integers of thousands of digits
+  const auto repr = py::reinterpret_steal<py::object>(PyObject_ASCII(object));
+  if (!repr) {
+    PyErr_Clear();
+    return std::string("a value of type ") + type;
+  }
+  const auto text = repr.cast<std::string>();
+  return (text.size() <= 60 ? text : text.substr(0, 57) + "...") + " (" + type + ")";
 }
 
 /// The key that a Python object stands for; seen, not owned.

@@ -297,7 +297,10 @@ def _as_text(value: Any) -> str | None:
     if isinstance(value, bool | np.bool_):
         return None
     if isinstance(value, int | np.integer):
-        return str(int(value))
+        try:
+            return str(int(value))
+        except ValueError:  # thousands of digits
+            return None
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return None

@@ -9,7 +9,7 @@ change, so that any number of threads may share one Recommender.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from seqrec_fast.engine.requests import (
     parse_filter,
     parse_histories,
     parse_ids,
+    shown,
     whole_number,
 )
 from seqrec_fast.engine.selection import best, common_mask, select
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["Recommendation", "Recommender"]
 
 _USERS_AT_ONCE = 8192  # bounds the memory of a large request; each part is one native call
+
+_MOST_PLACES = 1 << 59  # of 16 bytes in an address space
 
 _NO_FILTER = Filter(None, None, [])
 
@@ -180,6 +183,11 @@ class Recommender:
         model = self._current
         items = len(model.items)
         known = checked_indices(histories, items)
+        if wanted * max(len(known), 1) > _MOST_PLACES:
+            raise InputError(
+                f"k: {len(known)} users with {shown(wanted)} places each fit no memory; ask for "
+                f"fewer"
+            )
         denied = _NO_FILTER
         if blocked is not None:
             mask = np.asarray(blocked)
@@ -267,6 +275,11 @@ class Recommender:
             InputError: a text or a nested list where a flat list is expected.
         """
         model = self._current
+        if isinstance(history, Set):
+            raise InputError(
+                f"history: found a {type(history).__name__}, which has no order; give the ids as "
+                f"a list, oldest first"
+            )
         known, _ = parse_ids("history", history, model.items)
         wanted, _ = parse_ids("items", items, model.items)
         known = known[known >= 0]

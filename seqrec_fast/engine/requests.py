@@ -26,6 +26,7 @@ __all__ = [
     "parse_filter",
     "parse_histories",
     "parse_ids",
+    "shown",
     "whole_number",
 ]
 
@@ -72,12 +73,12 @@ def parse_histories(given: Any, vocabulary: Vocabulary) -> Histories:
         InputError: one history, or a text, where a list of histories is expected.
     """
     if isinstance(given, (Mapping, Set)) or not is_list(given):
-        raise InputError(f"histories: found {_shown(given)}; {_REMEDY}")
+        raise InputError(f"histories: found {shown(given)}; {_REMEDY}")
     rows: list[list[Any]] = []
     for number, row in enumerate(given):
         if not is_list(row):
             raise InputError(
-                f"histories: entry {number} is {_shown(row)}, which is not a history; {_REMEDY}"
+                f"histories: entry {number} is {shown(row)}, which is not a history; {_REMEDY}"
             )
         if isinstance(row, (Mapping, Set)):
             raise InputError(
@@ -97,7 +98,7 @@ def parse_histories(given: Any, vocabulary: Vocabulary) -> Histories:
     for at in np.flatnonzero(~there).tolist():
         if is_list(flat[at]):
             raise InputError(
-                f"histories: entry {owner[at]} holds {_shown(flat[at])}, which is not an id; "
+                f"histories: entry {owner[at]} holds {shown(flat[at])}, which is not an id; "
                 f"{_REMEDY}"
             )
         ignored[owner[at]].append(flat[at])
@@ -120,12 +121,12 @@ def parse_ids(name: str, given: Any, vocabulary: Vocabulary) -> tuple[NDArray[np
         InputError: a text, a single id, or a nested list.
     """
     if isinstance(given, Mapping) or not is_list(given):
-        raise InputError(f"{name}: found {_shown(given)}; give a list of ids: ['a', 'b']")
+        raise InputError(f"{name}: found {shown(given)}; give a list of ids: ['a', 'b']")
     ids = _row(given)
     for number, raw in enumerate(ids):
         if is_list(raw):
             raise InputError(
-                f"{name}: entry {number} is {_shown(raw)}, which is not an id; give a flat list of "
+                f"{name}: entry {number} is {shown(raw)}, which is not an id; give a flat list of "
                 f"ids: ['a', 'b']"
             )
     return _encode(ids, vocabulary), ids
@@ -147,7 +148,7 @@ def parse_filter(name: str, given: Any, users: int, vocabulary: Vocabulary) -> F
         return Filter(None, None, [()] * users)
     if isinstance(given, Mapping) or not is_list(given):
         raise InputError(
-            f"{name}: found {_shown(given)}; give a list of ids, or one list of ids a user"
+            f"{name}: found {shown(given)}; give a list of ids, or one list of ids a user"
         )
     entries = _row(given)
     nested = [entry is None or is_list(entry) for entry in entries]
@@ -184,7 +185,7 @@ def whole_number(name: str, given: Any) -> int:
         InputError: not a whole number of at least 1.
     """
     if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
-        raise InputError(f"{name}: must be a whole number of at least 1, found {_shown(given)}")
+        raise InputError(f"{name}: must be a whole number of at least 1, found {shown(given)}")
     return int(given)
 
 
@@ -219,8 +220,12 @@ def is_list(given: Any) -> bool:
     return isinstance(given, Iterable)
 
 
-def _shown(given: Any) -> str:
-    text = repr(given)
+def shown(given: Any) -> str:
+    """A value and its type for a message, in few characters."""
+    try:
+        text = repr(given)
+    except ValueError:  # an integer of thousands of digits
+        text = "a huge number"
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"{text} ({type(given).__name__})".replace("\n", " ")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec_fast.engine.requests import is_list
+from seqrec_fast.engine.requests import is_list, shown
 from seqrec_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,9 +47,14 @@ def nanoseconds(ttl: float | None) -> int:
         return 0
     if isinstance(ttl, (bool, np.bool_)) or not isinstance(ttl, (int, float, np.number)):
         raise InputError(f"ttl: must be a number of seconds above 0, found {ttl!r}")
-    seconds = float(ttl)
+    try:
+        seconds = float(ttl)
+    except OverflowError:
+        seconds = math.inf
     if not (math.isfinite(seconds) and 0 < seconds <= _MOST_SECONDS):
-        raise InputError(f"ttl: must be above 0 and at most {_MOST_SECONDS} seconds, found {ttl!r}")
+        raise InputError(
+            f"ttl: must be above 0 and at most {_MOST_SECONDS} seconds, found {shown(ttl)}"
+        )
     return max(1, round(seconds * 1e9))
 
 
@@ -58,5 +63,5 @@ def remembered(count: int) -> int:
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
         raise InputError(f"remember: must be a whole number of at least 0, found {count!r}")
     if not 0 <= count <= _MOST_REMEMBERED:
-        raise InputError(f"remember: must be 0 to {_MOST_REMEMBERED}, found {count}")
+        raise InputError(f"remember: must be 0 to {_MOST_REMEMBERED}, found {shown(count)}")
     return int(count)

@@ -105,8 +105,8 @@ class Sessions:
         self._recommender = recommender
         self._capacity = whole_number("capacity", capacity)
         self._ttl = nanoseconds(ttl)
-        self._memory = 0 if memory is None else whole_number("memory", memory)
-        self._hop = whole_number("hop", hop)
+        self._memory = 0 if memory is None else min(whole_number("memory", memory), 2**62)
+        self._hop = min(whole_number("hop", hop), 2**62)
         self._remember = remembered(remember)
         self._threads = recommender._threads or 0
         self._unknown_items = 0

@@ -24,6 +24,7 @@ def write_snapshot(path: Path, fill: Callable[[int], None]) -> None:
     Raises:
         InputError: the system refused. What was there stays, nothing new is left behind.
     """
+    _refuse_null(path)
     target = Path(os.path.realpath(path))
     scratch = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
     try:
@@ -53,6 +54,7 @@ def open_snapshot(path: Path) -> IO[bytes]:
     Raises:
         InputError: it is missing, can't be read, or is no plain file.
     """
+    _refuse_null(path)
     try:
         # without waiting for the other end of a pipe
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -65,3 +67,8 @@ def open_snapshot(path: Path) -> IO[bytes]:
         os.close(descriptor)
         raise InputError(f"{path}: not a plain file; give the file that save wrote")
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def _refuse_null(path: Path) -> None:
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: no path holds a null character; give another")
