@@ -57,8 +57,8 @@ void translate(std::exception_ptr pointer) {
 }  // namespace
 }  // namespace seqrec
 
-// What threads share is locked or never changes (csrc/engine, csrc/base, RecurrentPacking), what they
-// choose is atomic (use_isa, set_num_threads), and Python's lists and dictionaries are read by
+// What threads share is locked or never changes (csrc/engine, csrc/base, RecurrentPacking), what
+// they choose is atomic (use_isa, set_num_threads), and Python's lists and dictionaries are read by
 // references of our own. Arrays that others write to during a call are the caller's affair, as they
 // are where a kernel runs without the interpreter's lock.
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {

@@ -395,20 +395,8 @@ class Recommender:
 
         And ``device``, and ``config`` and ``metrics`` of the bundle.
         """
-        model = self._current
-        return {
-            "model": model.config["model"],
-            "version": model.version,
-            "num_items": len(model.items),
-            "dim": int(model.scorer.items.shape[1]),
-            "parameters": model.parameters,
-            "titles": model.table is not None and model.table.title_column is not None,
-            "threads": self._threads or native.get_num_threads(),
-            "weights": self._form["weights"],
-            "device": model.device,
-            "config": dict(model.config),
-            "metrics": dict(model.metrics),
-        }
+        threads = self._threads or native.get_num_threads()
+        return self._current.describe() | {"threads": threads, "weights": self._form["weights"]}
 
     def __repr__(self) -> str:
         model = self._current

@@ -117,6 +117,20 @@ class ServedModel:
         lengths: NDArray[np.float32] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
         return lengths
 
+    def describe(self) -> dict[str, Any]:
+        """Facts about the model, ready for JSON."""
+        return {
+            "model": self.config["model"],
+            "version": self.version,
+            "num_items": len(self.items),
+            "dim": int(self.scorer.items.shape[1]),
+            "parameters": self.parameters,
+            "titles": self.table is not None and self.table.title_column is not None,
+            "device": self.device,
+            "config": dict(self.config),
+            "metrics": dict(self.metrics),
+        }
+
     def titles(self, indices: NDArray[np.int64]) -> tuple[str | None, ...]:
         """Title of each item, ``None`` where there is none."""
         if self.table is None:

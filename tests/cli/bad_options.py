@@ -256,7 +256,7 @@ def batch_into_no_folder(world: World, folder: Path) -> Arguments:
     return ["batch", world.bundle, world.log, folder / "no" / "out.parquet"]
 
 
-@case("allow.txt", "No such file")
+@case("--allow", "allow.txt", "no such file")
 def batch_without_its_allow_list(world: World, folder: Path) -> Arguments:
     return batch(world, folder, "--allow", folder / "allow.txt")
 
