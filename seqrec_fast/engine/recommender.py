@@ -32,7 +32,7 @@ from seqrec_fast.engine.requests import (
     shown,
     whole_number,
 )
-from seqrec_fast.engine.selection import best, common_mask, select
+from seqrec_fast.engine.selection import best, common_mask, select_for_all
 from seqrec_fast.engine.served import ServedModel, Source, open_model
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -477,21 +477,11 @@ class Recommender:
             return model.encoder.engine.recommend(
                 known.values, known.offsets, values, offsets, blocked, k, threads
             )
-        ids = np.empty((len(known), k), dtype=np.int64)
-        scores = np.empty((len(known), k), dtype=np.float32)
-        for scorer, part in (
-            (model.scorer, np.flatnonzero(has_history)),
-            (model.popular, np.flatnonzero(~has_history)),
-        ):
-            if not len(part):
-                continue
-            history = known.select(part)
-            if scorer is model.scorer:
-                queries = model.encoder.encode(history, threads=self._threads)
-            else:
-                queries = np.zeros((len(part), 1), dtype=np.float32)
-            seen = history if exclude_seen else None
-            scores[part], ids[part] = select(
-                scorer, queries, k, seen, allowed, denied, rows[part], self._threads
-            )
-        return scores, ids
+        queries = np.zeros((len(known), model.scorer.items.shape[1]), dtype=np.float32)
+        part = np.flatnonzero(has_history)
+        if len(part):
+            queries[part] = model.encoder.encode(known.select(part), threads=self._threads)
+        seen = known if exclude_seen else None
+        return select_for_all(
+            model, has_history, queries, k, seen, allowed, denied, rows, self._threads
+        )

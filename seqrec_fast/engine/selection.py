@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from seqrec_fast.engine.requests import Filter
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.native import score_topk
 
-__all__ = ["Scorer", "best", "common_mask", "select"]
+if TYPE_CHECKING:
+    from seqrec_fast.engine.served import ServedModel
+
+__all__ = ["Scorer", "best", "common_mask", "select", "select_for_all"]
 
 Scores = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -26,7 +29,7 @@ _GATHER_SHARE = 8
 class Scorer(NamedTuple):
     """Scores are ``queries @ items.T + bias``: float32 ``[n, dim]`` and ``[n]`` or ``None``.
 
-    ``rank`` is that of an engine that holds the same items on another device, or ``None``.
+    ``rank`` is that of an engine that holds the same items, or ``None`` where there is none.
     """
 
     items: NDArray[np.float32]
@@ -83,6 +86,46 @@ def select(
     return scores, ids
 
 
+def select_for_all(
+    model: ServedModel,
+    has_history: NDArray[np.bool_],
+    queries: NDArray[np.float32],
+    k: int,
+    seen: JaggedBatch[Any] | None,
+    allowed: Filter,
+    denied: Filter,
+    users: NDArray[np.int64],
+    threads: int | None,
+) -> tuple[Scores, Ids]:
+    """:func:`select` by the model, and by popularity for those of whom nothing is known.
+
+    Args:
+        model: what ranks.
+        has_history: bool ``[rows]``.
+        queries: float32 ``[rows, dim]``; of no meaning where there is no history.
+        k: as in :func:`select`, and so are all others.
+        seen: as there.
+        allowed: as there.
+        denied: as there.
+        users: as there.
+        threads: as there.
+    """
+    ids = np.empty((len(queries), k), dtype=np.int64)
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    nothing = np.zeros((len(queries), 1), dtype=np.float32)
+    for scorer, vectors, part in (
+        (model.scorer, queries, np.flatnonzero(has_history)),
+        (model.popular, nothing, np.flatnonzero(~has_history)),
+    ):
+        if not len(part):
+            continue
+        kept = None if seen is None else seen.select(part)
+        scores[part], ids[part] = select(
+            scorer, vectors[part], k, kept, allowed, denied, users[part], threads
+        )
+    return scores, ids
+
+
 def best(scores: Scores, count: int) -> Ids:
     """Indices of the ``count`` largest entries, descending, equal ones by ascending index.
 
@@ -106,7 +149,7 @@ def _topk(
     threads: int | None,
 ) -> tuple[Scores, Ids]:
     if scorer.rank is not None:
-        return scorer.rank(queries, excluded.values, excluded.offsets, blocked, k)
+        return scorer.rank(queries, excluded.values, excluded.offsets, blocked, k, threads or 0)
     return score_topk(
         queries,
         scorer.items,

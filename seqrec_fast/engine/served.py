@@ -81,7 +81,7 @@ class ServedModel:
                 f"weights.safetensors: {len(vectors)} item vectors, but the vocabulary has "
                 f"{len(bundle.items)} ids"
             )
-        self.scorer = Scorer(vectors, bias, None if device == "cpu" else self.encoder.engine.rank)
+        self.scorer = Scorer(vectors, bias, self.encoder.engine.rank)
         self.popular = Scorer(
             np.zeros((len(vectors), 1), dtype=np.float32), bundle.popularity.astype(np.float32)
         )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from seqrec_fast import _C
 from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.engine.requests import Filter, is_list, parse_filter, whole_number
-from seqrec_fast.engine.selection import select
+from seqrec_fast.engine.selection import select, select_for_all
 from seqrec_fast.engine.session_arguments import item_index, nanoseconds, remembered, user_keys
 from seqrec_fast.engine.snapshots import open_snapshot, write_snapshot
 from seqrec_fast.errors import InputError
@@ -287,21 +287,12 @@ class Sessions:
         count = min(whole_number("k", k), len(model.items))
         allowed = parse_filter("allow", allow, len(keys), model.items)
         denied = parse_filter("deny", deny, len(keys), model.items)
-        ids = np.empty((len(keys), count), dtype=np.int64)
-        scores = np.empty((len(keys), count), dtype=np.float32)
         flags = known.astype(np.bool_)
-        nothing = np.zeros((len(keys), 1), dtype=np.float32)
-        for scorer, part in (
-            (model.scorer, np.flatnonzero(flags)),
-            (model.popular, np.flatnonzero(~flags)),
-        ):
-            if not len(part):
-                continue
-            kept = JaggedBatch(seen, offsets).select(part) if seen is not None else None
-            source = queries if scorer is model.scorer else nothing
-            scores[part], ids[part] = select(
-                scorer, source[part], count, kept, allowed, denied, part, self._threads or None
-            )
+        kept = JaggedBatch(seen, offsets) if seen is not None else None
+        everyone = np.arange(len(keys))
+        scores, ids = select_for_all(
+            model, flags, queries, count, kept, allowed, denied, everyone, self._threads or None
+        )
         return [
             Recommendation.of(
                 model,
