@@ -40,6 +40,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "U16": np.dtype("<u2"),
+    "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
@@ -112,7 +114,7 @@ def read_tensors(
         stream: at the first byte of the data.
         entries: from :func:`read_header`.
         seen: is given every byte of the data, in order; ``None``: what is mapped is not read.
-        mapped: large float32 tensors are read-only views of the file in memory where the system
+        mapped: large tensors of numbers are read-only views of the file in memory where the system
             allows it. They hold what the file holds for as long as nobody writes into it.
 
     Raises:
@@ -154,7 +156,7 @@ def read_tensors(
 
 
 def _is_large(entry: Entry) -> bool:
-    return entry.dtype == np.float32 and entry.end - entry.begin >= LEAST_MAPPED
+    return entry.dtype != np.bool_ and entry.end - entry.begin >= LEAST_MAPPED
 
 
 def _map(stream: IO[bytes]) -> mmap.mmap | None:

@@ -17,17 +17,17 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import _C
+from seqrec_fast._files import open_plain, write_whole
 from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.engine.requests import Filter, is_list, parse_filter, whole_number
 from seqrec_fast.engine.selection import select, select_for_all
 from seqrec_fast.engine.session_arguments import item_index, nanoseconds, remembered, user_keys
-from seqrec_fast.engine.snapshots import open_snapshot, write_snapshot
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -362,13 +362,13 @@ class Sessions:
             InputError: the system refused (no space, no permission); what was there stays.
         """
 
-        def write(file: int) -> None:
+        def write(stream: IO[bytes]) -> None:
             bound = self._follow()
-            bound.store.save(file, _identity(bound.model), time.time_ns())
+            bound.store.save(stream.fileno(), _identity(bound.model), time.time_ns())
 
         while True:
             try:
-                write_snapshot(Path(path), write)
+                write_whole(Path(path), write, "snapshot")
             except _C.SessionsReplaced:
                 continue  # nothing was put in place
             return
@@ -388,7 +388,7 @@ class Sessions:
         """Sessions from what :meth:`save` wrote; see :meth:`Recommender.load_sessions`."""
         made = cls(recommender, capacity, ttl, memory=memory, hop=hop, remember=remember)
         bound = made._bound
-        with open_snapshot(Path(path)) as stream:
+        with open_plain(Path(path), "snapshot") as stream:
             try:
                 bound.store.load(stream.fileno(), _identity(bound.model), time.time_ns())
             except ValueError as error:

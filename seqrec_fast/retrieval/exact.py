@@ -3,181 +3,166 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from seqrec_fast import native
 from seqrec_fast.errors import InputError
-from seqrec_fast.jagged import JaggedBatch
-from seqrec_fast.retrieval.filters import Filter, allowed_mask, merge_rows, read_filter
+from seqrec_fast.retrieval.filters import Filters
+from seqrec_fast.retrieval.index import Float, Found, Index, Metric, Rows, first_not_finite
+from seqrec_fast.retrieval.options import ExactOptions
 
-__all__ = ["METRICS", "PRECISIONS", "ExactIndex", "Metric", "Precision"]
-
-Metric = Literal["ip", "cosine"]
-METRICS: tuple[str, ...] = ("ip", "cosine")
-Precision = Literal["float32", "int8"]
-PRECISIONS: tuple[str, ...] = ("float32", "int8")
+__all__ = ["ExactIndex"]
 
 # An allow list of one query that is shorter than this share of the items is searched by copying
 # its vectors together; a longer one in place, behind a mask.
 _COPY_SHARE = 8
+# An array that has to grow grows by this share, so that adding one by one costs little each.
+_GROWTH = 8
 
 
-class ExactIndex:
-    """Item vectors and how they are compared; safe to search from many threads at once."""
+class _State(NamedTuple):
+    """What a search holds on to: the items at some moment. Arrays in it never change."""
+
+    size: int
+    removed: NDArray[np.bool_] | None
+    items: Float
+    table: native.QuantizedItems | None
+
+
+class ExactIndex(Index):
+    """Compares every item; the native kernel filters while it scores."""
+
+    kind: ClassVar[str] = "exact"
 
     def __init__(
-        self, vectors: ArrayLike, metric: Metric = "ip", precision: Precision = "float32"
+        self, items: Float, metric: Metric = "ip", options: ExactOptions | None = None
     ) -> None:
-        """Takes the vectors; see :func:`seqrec_fast.retrieval.build`."""
-        array = _rows("vectors", vectors)
-        if array.shape[1] < 1:
-            raise InputError(f"vectors: expected at least 1 column, found shape {array.shape}")
-        self.metric = metric
-        self._vectors = _unit_rows(array) if metric == "cosine" else array
-        self.precision = precision
-        self._table = native.QuantizedItems(self._vectors) if precision == "int8" else None
-
-    def __len__(self) -> int:
-        return len(self._vectors)
+        """Takes checked rows; :func:`seqrec_fast.retrieval.build` checks them."""
+        super().__init__(items.shape[1], metric, Rows(len(items), None, len(items)))
+        self._options = ExactOptions() if options is None else options
+        self._buffer = items  # what items lie in; may have room at its end
+        self._current = self._made(items, self._rows)
 
     @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return int(self._vectors.shape[1])
+    def exact(self) -> bool:
+        """True."""
+        return True
 
     @property
-    def _searched(self) -> NDArray[np.float32] | native.QuantizedItems:
-        return self._vectors if self._table is None else self._table
+    def nbytes(self) -> int:
+        """Bytes of the vectors, and of the table of bytes where there is one."""
+        state = self._current
+        return state.items.nbytes + (0 if state.table is None else state.table.nbytes)
 
-    def describe(self) -> dict[str, Any]:
-        """Kind, metric, dtype, precision, items, dim, bytes held, and whether it is exact."""
-        table = 0 if self._table is None else self._table.nbytes
-        return {
-            "kind": "exact",
-            "metric": self.metric,
-            "dtype": "float32",
-            "precision": self.precision,
-            "items": len(self),
-            "dim": self.dim,
-            "bytes": int(self._vectors.nbytes) + table,
-            "exact": True,
-        }
+    def options(self) -> dict[str, Any]:
+        """``dtype``."""
+        return self._options.to_dict()
 
-    def search(
-        self,
-        queries: ArrayLike,
-        k: int,
-        exclude: JaggedBatch[Any] | None = None,
-        allow: ArrayLike | JaggedBatch[Any] | None = None,
-        deny: ArrayLike | JaggedBatch[Any] | None = None,
-        threads: int | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The ``k`` best items of every query.
+    # ---------------------------------------------------------------- private
 
-        Args:
-            queries: float ``[queries, dim]``, finite. With metric ``"cosine"`` they need not be
-                normalised; a zero vector, query or item, has the similarity 0 to everything.
-            k: how many items a query gets, at least 1; may exceed the number of items.
-            exclude: item indices to leave out, one row a query.
-            allow: item indices that alone may be found: one list for all queries, or a
-                :class:`JaggedBatch` of one row a query. An empty list allows nothing.
-            deny: item indices that may not be found, in the same two forms.
-            threads: cores to use at most; ``None`` takes those of the library.
+    @classmethod
+    def _build(cls, vectors: Float, metric: Metric, options: Mapping[str, Any]) -> ExactIndex:
+        return cls(vectors, metric, ExactOptions(**options))
 
-        Returns:
-            Scores float32 ``[queries, k]`` descending, equal ones by ascending index, and item
-            indices int64 ``[queries, k]``; ``-inf`` and ``-1`` where fewer items can be found.
+    @classmethod
+    def _restore(
+        cls, meta: Mapping[str, Any], rows: Rows, tensors: Mapping[str, NDArray[Any]]
+    ) -> ExactIndex:
+        items = tensors.get("items")
+        if items is None or items.dtype != np.float32 or items.shape != (rows.size, meta["dim"]):
+            raise InputError(f"its vectors are not float32 [{rows.size}, {meta['dim']}]")
+        bad = first_not_finite(items)
+        if bad is not None:
+            raise InputError(f"vector {bad} is not finite")
+        made = cls(items, meta["metric"], ExactOptions(**meta["options"]))
+        made._put(made._current._replace(removed=rows.removed), rows)
+        return made
 
-        Raises:
-            InputError: an argument has the wrong type, shape or range; the message names it.
-        """
-        rows = _rows("queries", queries)
-        if rows.shape[1] != self.dim:
-            raise InputError(
-                f"queries: expected {self.dim} columns like the index, found {rows.shape[1]}"
+    def _tensors(self) -> dict[str, NDArray[Any]]:
+        return {"items": self._current.items}
+
+    def _made(self, items: Float, rows: Rows) -> _State:
+        table = native.QuantizedItems(items) if self._options.dtype == "int8" else None
+        return _State(rows.size, rows.removed, items, table)
+
+    def _state(self) -> _State:
+        return self._current
+
+    def _put(self, state: _State, rows: Rows) -> None:
+        self._rows = rows
+        self._current = state
+
+    def _append(self, vectors: Float, rows: Rows) -> None:
+        old = self._current
+        buffer = self._buffer
+        # Searches see the first rows of the buffer only, so what lies behind them may be written.
+        if not buffer.flags.writeable or len(buffer) < rows.size:
+            room = rows.size + rows.size // _GROWTH
+            buffer = np.empty((room, self.dim), dtype=np.float32)
+            buffer[: old.size] = old.items
+        buffer[old.size : rows.size] = vectors
+        self._buffer = buffer
+        self._put(self._made(buffer[: rows.size], rows), rows)
+
+    def _replace(self, ids: NDArray[np.int64], vectors: Float, rows: Rows) -> None:
+        # A copy: a search that runs must see the items as they were.
+        items = self._current.items.copy()
+        items[ids] = vectors
+        self._buffer = items
+        self._put(self._made(items, rows), rows)
+
+    def _erase(self, ids: NDArray[np.int64], rows: Rows) -> None:
+        self._put(self._current._replace(removed=rows.removed), rows)
+
+    def _gather(self, state: _State, ids: NDArray[np.int64]) -> Float:
+        return state.items[ids]
+
+    def _search(
+        self, state: _State, queries: Float, k: int, filters: Filters, threads: int | None
+    ) -> Found:
+        items = state.items if state.table is None else state.table
+        if filters.allowed is None:
+            return Found(
+                *native.score_topk(
+                    queries,
+                    items,
+                    k,
+                    seen=filters.excluded,
+                    blocked=filters.blocked,
+                    threads=threads,
+                )
             )
-        if self.metric == "cosine":
-            rows = _unit_rows(rows)
-        allowed = read_filter("allow", allow, len(rows), len(self))
-        denied = read_filter("deny", deny, len(rows), len(self))
-        excluded = read_filter("exclude", exclude, len(rows), len(self))
-        if excluded.common is not None:
-            raise InputError("exclude: expected a JaggedBatch of one row a query; see deny")
-        seen = merge_rows(excluded.rows, denied.rows)
-        blocked = allowed_mask(allowed.common, len(self))
-        if denied.common is not None and len(denied.common):
-            if blocked is None:
-                blocked = np.zeros(len(self), dtype=np.bool_)
-            blocked[denied.common] = True
-        if allowed.rows is None:
-            return native.score_topk(
-                rows, self._searched, k, seen=seen, blocked=blocked, threads=threads
-            )
-        return self._search_each(rows, k, allowed, seen, blocked, threads)
+        return self._search_each(state, queries, k, filters, threads)
 
     def _search_each(
-        self,
-        queries: NDArray[np.float32],
-        k: int,
-        allowed: Filter,
-        seen: JaggedBatch[Any] | None,
-        blocked: NDArray[np.bool_] | None,
-        threads: int | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        self, state: _State, queries: Float, k: int, filters: Filters, threads: int | None
+    ) -> Found:
         """Each query among the items allowed to it alone."""
         # One search of no queries checks k and threads even if no query follows.
-        native.score_topk(queries[:0], self._vectors[:0], k, threads=threads)
+        native.score_topk(queries[:0], state.items[:0], k, threads=threads)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         ids = np.full((len(queries), k), -1, dtype=np.int64)
-        assert allowed.rows is not None
-        for row, listed in enumerate(allowed.rows):
-            open_items = np.unique(listed)
-            if blocked is not None:
-                open_items = open_items[~blocked[open_items]]
-            if seen is not None:
-                open_items = np.setdiff1d(open_items, seen[row], assume_unique=False)
-            if not len(open_items):
+        assert filters.allowed is not None
+        for row, listed in enumerate(filters.allowed):
+            if not len(listed):
                 continue
             query = queries[row : row + 1]
-            if len(open_items) * _COPY_SHARE < len(self):
+            if len(listed) * _COPY_SHARE < state.size:
                 # Ascending order keeps the rule for equal scores.
                 found, place = native.score_topk(
-                    query, self._vectors[open_items], min(k, len(open_items)), threads=threads
+                    query, state.items[listed], min(k, len(listed)), threads=threads
                 )
-                ids[row, : place.shape[1]] = np.where(place >= 0, open_items[place], -1)[0]
+                ids[row, : place.shape[1]] = np.where(place >= 0, listed[place], -1)[0]
                 scores[row, : place.shape[1]] = found[0]
             else:
-                mask = allowed_mask(open_items, len(self))
+                mask = np.ones(state.size, dtype=np.bool_)
+                mask[listed] = False
+                items = state.items if state.table is None else state.table
                 scores[row : row + 1], ids[row : row + 1] = native.score_topk(
-                    query, self._vectors, k, blocked=mask, threads=threads
+                    query, items, k, blocked=mask, threads=threads
                 )
-        return scores, ids
-
-
-def _rows(name: str, value: ArrayLike) -> NDArray[np.float32]:
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name}: expected an array of numbers, found uneven rows") from None
-    if array.ndim != 2:
-        raise InputError(f"{name}: expected two dimensions [rows, dim], found shape {array.shape}")
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{name}: expected floating-point numbers, found {array.dtype}")
-    with np.errstate(over="ignore"):  # what does not fit into float32 is refused below
-        rows = np.ascontiguousarray(array, dtype=np.float32)
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        raise InputError(f"{name}: row {bad} is not finite in float32; remove or repair it")
-    return rows
-
-
-def _unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1; a row of zeros stays. In float64, so that nothing over- or underflows."""
-    wide = rows.astype(np.float64)
-    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-    wide /= np.where(norms > 0, norms, 1.0)[:, None]
-    return np.ascontiguousarray(wide, dtype=np.float32)
+        return Found(scores, ids)

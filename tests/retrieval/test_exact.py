@@ -119,22 +119,22 @@ def test_describe() -> None:
     assert index.describe() == {
         "kind": "exact",
         "metric": "cosine",
-        "dtype": "float32",
-        "precision": "float32",
         "items": 200,
+        "removed": 0,
         "dim": 6,
         "bytes": 200 * 6 * 4,
         "exact": True,
+        "options": {"dtype": "float32"},
     }
     assert len(index) == 200
 
 
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-def test_precision_changes_nothing_but_memory(metric: str) -> None:
+def test_a_table_of_bytes_changes_nothing_but_memory(metric: str) -> None:
     rng = np.random.default_rng(2)
     vectors, queries = rng.standard_normal((2000, 20)), rng.standard_normal((5, 20))
     plain = retrieval.build(vectors, metric=metric)
-    table = retrieval.build(vectors, metric=metric, precision="int8")
+    table = retrieval.build(vectors, metric=metric, dtype="int8")
     allow = JaggedBatch.from_lists([rng.integers(0, 2000, n) for n in (3, 50, 900, 1900, 0)])
     exclude = JaggedBatch.from_lists(rng.integers(0, 2000, (5, 50)))
     for options in ({}, {"exclude": exclude}, {"allow": allow}, {"deny": [1, 2, 3]}):
@@ -142,16 +142,16 @@ def test_precision_changes_nothing_but_memory(metric: str) -> None:
         for a, b in zip(expected, table.search(queries, 30, **options), strict=True):
             np.testing.assert_array_equal(a, b)
     assert table.describe()["bytes"] == plain.describe()["bytes"] + 2000 * 25
-    assert table.describe()["precision"] == "int8"
+    assert table.describe()["options"] == {"dtype": "int8"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "int4"}, "precision: found 'int4'; choose one of float32, int8"),
+        ({"precision": 1}, "options of kind 'exact': got an unexpected keyword"),
         ({"kind": "hnsw"}, "kind: found 'hnsw'; choose one of exact"),
         ({"metric": "l2"}, "metric: found 'l2'; choose one of ip, cosine"),
-        ({"dtype": "int8"}, "dtype: found 'int8'; choose one of float32"),
+        ({"dtype": "int4"}, "dtype: found 'int4'; choose one of float32, int8"),
         ({"vectors": [1.0, 2.0]}, r"vectors: expected two dimensions \[rows, dim\], found shape"),
         ({"vectors": [[1.0], [1.0, 2.0]]}, "vectors: .* uneven rows"),
         ({"vectors": np.empty((3, 0))}, "vectors: expected at least 1 column"),
@@ -175,8 +175,8 @@ def test_build_names_what_is_wrong(arguments: dict[str, Any], message: str) -> N
         ({"k": 0, "allow": JaggedBatch.from_lists([[1]] * 9)}, "k: expected a whole number"),
         ({"deny": [200]}, "deny: found item 200, but the items are 0 to 199"),
         ({"allow": [-1]}, "allow: found item -1"),
-        ({"allow": [0.5]}, "allow: expected integer item indices, found float64"),
-        ({"allow": [[1], [2]]}, "allow: expected one list of item indices or a JaggedBatch"),
+        ({"allow": [0.5]}, "allow: expected whole item ids, found float64"),
+        ({"allow": [[1], [2]]}, "allow: expected one list of item ids, a bool mask"),
         ({"deny": JaggedBatch.from_lists([[1]])}, r"deny: expected one row a query \(9\)"),
         ({"exclude": JaggedBatch.from_lists([[300]] * 9)}, "exclude: found item 300"),
         ({"exclude": [1, 2]}, "exclude: expected a JaggedBatch of one row a query"),

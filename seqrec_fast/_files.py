@@ -11,15 +11,16 @@ from typing import IO
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["open_snapshot", "write_snapshot"]
+__all__ = ["open_plain", "write_whole"]
 
 
-def write_snapshot(path: Path, fill: Callable[[int], None]) -> None:
+def write_whole(path: Path, fill: Callable[[IO[bytes]], None], what: str) -> None:
     """Writes a file through a temporary one beside it, and brings it to the disk before the rename.
 
     Args:
         path: the file; a symbolic link is followed.
-        fill: writes to the file descriptor that it is given.
+        fill: writes to the unbuffered stream that it is given.
+        what: names the contents in messages.
 
     Raises:
         InputError: the system refused. What was there stays, nothing new is left behind.
@@ -29,7 +30,7 @@ def write_snapshot(path: Path, fill: Callable[[int], None]) -> None:
     scratch = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
     try:
         with open(scratch, "xb", buffering=0) as stream:
-            fill(stream.fileno())
+            fill(stream)
             os.fsync(stream.fileno())
         os.rename(scratch, target)
         folder = os.open(target.parent, os.O_RDONLY)
@@ -42,14 +43,18 @@ def write_snapshot(path: Path, fill: Callable[[int], None]) -> None:
         if isinstance(error, OSError):
             reason = (error.strerror or type(error).__name__).lower()
             raise InputError(
-                f"{path}: the snapshot can't be written ({reason}); give a place with room, where "
+                f"{path}: the {what} can't be written ({reason}); give a place with room, where "
                 f"you may write"
             ) from error
         raise
 
 
-def open_snapshot(path: Path) -> IO[bytes]:
-    """Opens a plain file for reading.
+def open_plain(path: Path, what: str) -> IO[bytes]:
+    """Opens a plain file for reading, without a buffer.
+
+    Args:
+        path: the file.
+        what: names the contents in messages.
 
     Raises:
         InputError: it is missing, can't be read, or is no plain file.
@@ -61,7 +66,7 @@ def open_snapshot(path: Path) -> IO[bytes]:
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise InputError(
-            f"{path}: the snapshot can't be read ({reason}); give the file that save wrote"
+            f"{path}: the {what} can't be read ({reason}); give the file that save wrote"
         ) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
