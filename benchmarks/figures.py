@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kernel_figures import kernel_table
+from benchmarks.kernel_figures import kernel_table, topk_table
 from benchmarks.serving_figures import (
     engine_table,
     serving_rows,
@@ -204,6 +204,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": _quality,
     "start": _start,
     "roofline": _roofs,
+    "topk": partial(topk_table, RESULTS),
     "engine": partial(engine_table, RESULTS),
     "serving": partial(serving_table, RESULTS),
     "sessions": partial(sessions_table, RESULTS),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from seqrec_fast.benchmarks.case import OURS
 from seqrec_fast.benchmarks.report import Row, read_results, verdict
 
-__all__ = ["kernel_table"]
+__all__ = ["kernel_table", "topk_table"]
 
 NOTHING = "No figures of this version have been recorded.\n"
 
@@ -148,3 +149,32 @@ def _where(found: dict[str, Any], rows: Sequence[Row], threads: Sequence[int]) -
         f"threads {' / '.join(map(str, threads))}; peak {peaks}; load {min(loads):.1f} to "
         f"{max(loads):.1f}. The ratio is to the fastest of all rivals.\n"
     )
+
+
+def topk_table(results: Path) -> str:
+    """What is measured of top-k (``topk.json``), as Markdown: a row a shape and thread count."""
+    found = json.loads((results / "topk.json").read_text(encoding="utf-8"))
+    header = ["queries × items × dim", "threads", "ms", "GFLOP/s", "against torch", "against faiss"]
+    header += ["from bytes, ms", "against faiss", "against float32"]
+    lines = []
+    for row in found["rows"]:
+        shape, median = row["shape"], row["median_ms"]
+        lines.append(
+            [
+                f"{shape['queries']} × {shape['items']:,} × {shape['dim']}",
+                str(row["threads"]),
+                f"{median['seqrec_fast']:.3g}",
+                f"{row['gflops']:.0f}",
+                *(_times(row.get(name)) for name in ("torch", "faiss")),
+                f"{median['seqrec_fast, from bytes']:.3g}",
+                *(_times(row.get(name)) for name in ("int8_to_faiss", "int8_to_float32")),
+            ]
+        )
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "faiss-cpu"))
+    table = "".join("| " + " | ".join(line) + " |\n" for line in [header, ["---"] * 9, *lines])
+    return table + f"\nMedians; {machine['cpu']}, {versions}, {machine['date']}.\n"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
