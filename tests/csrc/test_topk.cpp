@@ -99,7 +99,7 @@ Result solve(const Case& c, const Data& d, const KernelTable& table) {
 Result solve_from_bytes(const Case& c, const Data& d, const KernelTable& table) {
   const seqrec::Int8Table bytes(d.items.data(), or_null(d.bias), c.items, c.dim, c.threads);
   Result r = poisoned(c);
-  seqrec::score_topk_int8(problem(c, d), bytes, c.threads, table, r.scores.data(), r.ids.data());
+  seqrec::score_topk_int8(problem(c, d), bytes.view(), c.threads, table, r.scores.data(), r.ids.data());
   return r;
 }
 
