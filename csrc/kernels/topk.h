@@ -49,6 +49,11 @@ struct Topk : TopkRows<W> {
     return rows < kChunkStep ? kChunkStep : rows > 1920 ? 1920 : rows;
   }
 
+  static std::int64_t widened_rows(std::int64_t dim) {
+    const std::int64_t rows = chunk_rows(dim) / 2 / kChunkStep * kChunkStep;
+    return rows < kChunkStep ? kChunkStep : rows;
+  }
+
   // ------------------------------------------------------------------------------ begin
 
   /// Query vectors of the tile that starts at vector `v` of `n` > 1: 2, 3 or, on machines with
@@ -342,7 +347,8 @@ struct Topk : TopkRows<W> {
     for (std::int64_t from = begin; from < end; from = to) {
       // A short first chunk, as long as all scores are kept.
       const bool first = from == 0 && s.num_queries > kFewQueries;
-      const std::int64_t most = chunk_rows(p.dim);
+      // Widened rows lie in the second-level cache beside the queries and less predictably.
+      const std::int64_t most = p.items.floats ? chunk_rows(p.dim) : widened_rows(p.dim);
       const std::int64_t step = first && most > kTopkFirst ? kTopkFirst : most;
       to = from + step < end ? from + step : end;
       if (s.shared_bound) import_bounds(s);

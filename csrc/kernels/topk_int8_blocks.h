@@ -14,9 +14,6 @@ namespace SEQREC_ISA {
 
 template <int W>
 struct TopkInt8Blocks {
-  static constexpr int L = W < 8 ? W : 8;
-  using V = Floats<L>;
-
   /// The scales of a block, then, if there are biases, those; see Int8Items.
   static SEQREC_INLINE void scales_of(const TopkProblem& p, const Int8Items& t, std::int64_t block,
                                       float* out) {
@@ -55,10 +52,6 @@ struct TopkInt8Blocks {
       const std::int64_t left = p.num_items - b * kInt8Rows;
       const std::int8_t* rows = p.items.bytes + b * kInt8Rows * p.dim;
       if (left >= kInt8Rows) {
-        // While a chunk is scanned, nothing else asks for the next one.
-        for (std::int64_t at = 0; at < kInt8Rows * p.dim; at += 64) {
-          __builtin_prefetch(rows + at + kInt8ChunkBytes);
-        }
         interleave(rows, p.dim, out);
       } else {
         for (std::int64_t i = 0; i < t.quads * kInt8Rows * 4; ++i) out[i] = 128;
@@ -72,24 +65,22 @@ struct TopkInt8Blocks {
 
   static SEQREC_INLINE void interleave(const std::int8_t* rows, std::int64_t dim,
                                        std::uint8_t* out) {
-    for (int group = 0; group < kInt8Rows; group += L) {
-      std::int64_t d = 0;
-      for (; d + 4 * L <= dim; d += 4 * L) {
-        V row[L], quad[L];
-        for (int i = 0; i < L; ++i) {
-          row[i] = load<L>(reinterpret_cast<const float*>(rows + (group + i) * dim + d));
-        }
-        transpose_vectors<L>(row, quad);
-        for (int j = 0; j < L; ++j) {
+    // Four dimensions are taken as one float, whose bits are moved and never looked at.
+    const std::int64_t whole = dim % 4 == 0 ? dim / 16 * 16 : 0;
+    for (int group = 0; group < kInt8Rows; group += W) {
+      for (std::int64_t d = 0; d < whole; d += 16) {
+        Floats<W> quad[4];
+        transpose4<W>(reinterpret_cast<const float*>(rows + group * dim + d), dim / 4, quad);
+        for (int j = 0; j < 4; ++j) {
           // From signed to unsigned with 128 more.
-          const auto moved = bits_of<L>(quad[j]) ^ static_cast<std::int32_t>(0x80808080u);
+          const auto moved = bits_of<W>(quad[j]) ^ static_cast<std::int32_t>(0x80808080u);
           std::uint8_t* to = out + (d / 4 + j) * kInt8Rows * 4 + group * 4;
-          store<L>(reinterpret_cast<std::int32_t*>(to), moved);
+          store<W>(reinterpret_cast<std::int32_t*>(to), moved);
         }
       }
-      for (int i = 0; d < dim && i < L; ++i) {
-        interleave_rest(rows + (group + i) * dim, d, dim, out + (group + i) * 4);
-      }
+    }
+    for (int row = 0; whole < dim && row < kInt8Rows; ++row) {
+      interleave_rest(rows + row * dim, whole, dim, out + row * 4);
     }
   }
 
