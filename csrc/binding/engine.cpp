@@ -225,8 +225,8 @@ void bind_engine(py::module_& m) {
   py::class_<BoundEngine, std::shared_ptr<BoundEngine>>(m, "Engine")
       .def(py::init<const py::dict&, const py::dict&, const py::object&,
                     const std::optional<Array<float>>&, int>(),
-           py::arg("config"), py::arg("tensors"), py::arg("items"),
-           py::arg("bias").noconvert(), py::arg("threads") = 0)
+           py::arg("config"), py::arg("tensors"), py::arg("items"), py::arg("bias").noconvert(),
+           py::arg("threads") = 0)
       .def_property_readonly("window",
                              [](const BoundEngine& e) { return e.get().encoder().window(); })
       .def_property_readonly("state_size",

@@ -81,8 +81,8 @@ BoundItems::BoundItems(const py::array& values, const std::optional<Array<float>
   }
   rows_ = ItemRows(static_cast<const std::int8_t*>(values.data()), steps);
   const ReleasedLock released;
-  bounds_ = std::make_shared<const ByteItemBounds>(rows_, bias_, num_items_, dim_,
-                                                   thread_count(threads));
+  bounds_ =
+      std::make_shared<const ByteItemBounds>(rows_, bias_, num_items_, dim_, thread_count(threads));
 }
 
 void bind_item_table(py::module_& m) {

@@ -163,11 +163,10 @@ std::unique_ptr<Int8Table> make_table(const Array<float>& items,
 }  // namespace
 
 void bind_topk(py::module_& m) {
-  m.def("score_topk", &search_floats, py::arg("queries").noconvert(),
-        py::arg("items").noconvert(), py::arg("bias").noconvert(),
-        py::arg("seen_values").noconvert(), py::arg("seen_offsets").noconvert(),
-        py::arg("blocked").noconvert(), py::arg("k"), py::arg("threads") = 0,
-        py::arg("table") = nullptr);
+  m.def("score_topk", &search_floats, py::arg("queries").noconvert(), py::arg("items").noconvert(),
+        py::arg("bias").noconvert(), py::arg("seen_values").noconvert(),
+        py::arg("seen_offsets").noconvert(), py::arg("blocked").noconvert(), py::arg("k"),
+        py::arg("threads") = 0, py::arg("table") = nullptr);
   m.def("score_topk_table", &search_table, py::arg("queries").noconvert(), py::arg("items"),
         py::arg("seen_values").noconvert(), py::arg("seen_offsets").noconvert(),
         py::arg("blocked").noconvert(), py::arg("k"), py::arg("threads") = 0);

@@ -10,8 +10,8 @@ namespace {
 // Tables of fewer floats lie in the second-level cache, where bytes save nothing.
 constexpr std::int64_t kLeastBytes = std::int64_t{1} << 16;
 
-// Items of 16 or 8 bits have a table of bytes beside them up to this size of it: it costs little and
-// is faster than the scan of the items themselves.
+// Items of 16 or 8 bits have a table of bytes beside them up to this size of it: it costs little
+// and is faster than the scan of the items themselves.
 constexpr std::int64_t kMostBesideCompact = std::int64_t{4} << 20;
 
 }  // namespace

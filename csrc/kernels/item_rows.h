@@ -111,9 +111,8 @@ struct WidenRows {
 
   static void widen(const ItemRows& rows, std::int64_t dim, const std::int32_t* ids,
                     std::int64_t first, std::int64_t count, float* out) {
-    with_item_form(rows, [&](auto form) {
-      widen_form<decltype(form)>(rows, dim, ids, first, count, out);
-    });
+    with_item_form(
+        rows, [&](auto form) { widen_form<decltype(form)>(rows, dim, ids, first, count, out); });
   }
 };
 

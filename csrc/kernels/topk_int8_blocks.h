@@ -38,7 +38,8 @@ struct TopkInt8Blocks {
   static SEQREC_NOINLINE void except(const TopkProblem& p, std::int64_t rows, float* out) {
     for (std::int64_t i = 0; i < rows; ++i) {
       const float scale = out[i], bias = p.bias ? out[kInt8Rows + i] : 0.0f;
-      const bool sized = scale == 0.0f || (scale >= kInt8LeastScale && scale <= kInt8MostItem / 128);
+      const bool sized =
+          scale == 0.0f || (scale >= kInt8LeastScale && scale <= kInt8MostItem / 128);
       if (sized && bias <= kInt8MostBias && bias >= -kInt8MostBias) continue;
       out[i] = __builtin_nanf("");
       if (p.bias) out[kInt8Rows + i] = 0.0f;

@@ -40,8 +40,8 @@ class ByteItemBounds {
  public:
   /// Reads `items`, which are bytes, [num_items, dim <= kInt8MaxDim] and `bias` [num_items] or
   /// null, on up to `threads` threads. Throws std::bad_alloc.
-  ByteItemBounds(const ItemRows& items, const float* bias, std::int64_t num_items,
-                 std::int64_t dim, int threads);
+  ByteItemBounds(const ItemRows& items, const float* bias, std::int64_t num_items, std::int64_t dim,
+                 int threads);
 
   /// The form for the scan, which then lays out the items themselves.
   Int8Items view() const;
