@@ -9,9 +9,10 @@ every function may be called from many threads at once.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -164,9 +165,10 @@ def score_topk(
             query_rows, rows, added, seen_values, seen_offsets, mask, wanted, cores, table
         )
     except MemoryError:
+        held = len(items) if isinstance(items, CompactItems) else len(cast("Sized", rows))
         raise InputError(
             f"k: {wanted:,} places for each of {len(query_rows):,} queries take more memory than "
-            f"there is; the {len(items if rows is None else rows):,} items are enough"
+            f"there is; the {held:,} items are enough"
         ) from None
 
 

@@ -171,7 +171,8 @@ class Encoder:
             sizes["hidden"] = config["hidden"]
         self.engine: ModelEngine
         if device == "cpu":
-            parts = {**weights, **{n: t.native for n, t in compact.items()}}
+            parts: dict[str, Float | _C.ItemTable] = dict(weights)
+            parts |= {n: t.native for n, t in compact.items()}
             ranked = table.native if isinstance(table, CompactItems) else table
             self.engine = _C.Engine(sizes, parts, ranked, self.item_bias)
         else:
