@@ -134,7 +134,7 @@ def test_compact_tables_serve_what_the_rounded_numbers_do(
 ) -> None:
     content = make(model)
     rng = np.random.default_rng(1)
-    dim = content.config["dim"] = 8 if items == 60 else 64
+    content.config["dim"] = 8 if items == 60 else 64
     content.config["num_items"] = items
     content.tensors = {
         name: rng.normal(size=shape).astype(np.float32)
