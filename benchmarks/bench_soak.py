@@ -30,10 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine
+from benchmarks.random_bundles import item_names, random_bundle
 from seqrec_fast.bundle import Bundle
-from seqrec_fast.data.vocabulary import Vocabulary
 from seqrec_fast.engine import Recommendation, Recommender, Sessions
-from seqrec_fast.engine.encoders import tensor_shapes
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
 THREADS, ITEMS, WINDOW, K = 8, 12_101, 50, 20
@@ -58,31 +57,6 @@ WEIGHTS = {
     "forget": 0.0397,
     "swap": 0.0003,
 }
-
-
-def make_bundle(model: str, first: int, seed: int) -> Bundle:
-    """Random weights: SASRec d 64 in two blocks, or GRU H 128, over items from ``first`` on."""
-    config: dict[str, Any] = {
-        "model": model,
-        "num_items": ITEMS,
-        "dim": 64,
-        "layers": 2 if model == "sasrec" else 1,
-        "heads": 2,
-        "feed_forward": 4,
-        "hidden": 128,
-        "max_length": WINDOW,
-        "cell_activation": "tanh",
-        "tied_output": True,
-        "item_bias": False,
-    }
-    random = np.random.default_rng(seed)
-    tensors = {
-        name: (0.1 * random.standard_normal(shape)).astype(np.float32)
-        for name, shape in tensor_shapes(config).items()
-    }
-    ids = [f"B{n:09d}" for n in range(first, first + ITEMS)]
-    popularity = random.integers(1, 400, ITEMS)
-    return Bundle(config, tensors, Vocabulary.from_ids(ids), popularity)
 
 
 class Histogram:
@@ -191,7 +165,7 @@ class Worker(threading.Thread):
         self.sent: dict[Any, list[Any]] = {f"{number}:{n}": [] for n in range(USERS)}
         self.own = list(self.sent)
         self.found = Findings()
-        self.ids = [f"B{n:09d}" for n in range(ITEMS + FIRST_OF_OTHER)]
+        self.ids = item_names(0, ITEMS + FIRST_OF_OTHER)
 
     def run(self) -> None:
         """Until told to stop."""
@@ -330,7 +304,10 @@ def memory_of(samples: NDArray[np.float64], seconds: float) -> dict[str, Any]:
 def soak(minutes: float) -> dict[str, Any]:
     """Runs it; returns all figures."""
     kinds = [("sasrec", 0), ("gru", 0), ("sasrec", FIRST_OF_OTHER), ("gru", FIRST_OF_OTHER)]
-    bundles = [make_bundle(*kind, seed) for seed, kind in enumerate(kinds)]
+    bundles = [
+        random_bundle(model, item_names(first, ITEMS), WINDOW, seed=seed, norms=0.0)
+        for seed, (model, first) in enumerate(kinds)
+    ]
     judge = Judge(bundles)
     rec = Recommender(bundles[0], threads=2)
     everybody = THREADS * USERS + SHARED

@@ -7,9 +7,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "base/offsets.h"
 #include "base/thread_pool.h"
 #include "binding/binding.h"
+#include "binding/ranking.h"
 #include "ops/topk_int8.h"
 
 namespace seqrec {
@@ -18,16 +18,6 @@ namespace {
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
 std::string text(std::int64_t n) { return std::to_string(n); }
-
-void check_seen(const JaggedView<std::int32_t>& seen, std::int64_t tokens, std::int64_t items) {
-  check_offsets(seen.offsets, seen.rows, tokens, "values", "seen offsets");
-  for (std::int64_t i = 0; i < tokens; ++i) {
-    if (seen.values[i] < 0 || seen.values[i] >= items) {
-      refuse("seen: found item " + text(seen.values[i]) + " at position " + text(i) +
-             ", but the items are 0 to " + text(items - 1) + "; encode the ids first");
-    }
-  }
-}
 
 void check_count(std::int64_t items) {
   // One below the limit stays free for the padding of the candidate lists.
@@ -44,10 +34,8 @@ void check_threads(int threads) {
 }
 
 py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& items,
-                           const std::optional<Array<float>>& bias,
-                           const std::optional<Array<std::int32_t>>& seen_values,
-                           const std::optional<Array<std::int64_t>>& seen_offsets,
-                           const std::optional<Array<std::uint8_t>>& blocked, std::int64_t k,
+                           const std::optional<Array<float>>& bias, const Items& seen_values,
+                           const Offsets& seen_offsets, const Mask& blocked, std::int64_t k,
                            int threads, const Int8Table* table_of_bytes) {
   if (queries.ndim() != 2 || items.ndim() != 2) refuse("queries, items: expected two dimensions");
   TopkProblem p{};
@@ -63,7 +51,7 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
   }
   if (p.dim < 1) refuse("items: expected at least 1 column, found 0");
   check_count(p.num_items);
-  if (k < 1) refuse("k: expected at least 1, found " + text(k));
+  check_k(k);
   check_threads(threads);
   if (bias) {
     if (bias->ndim() != 1 || bias->shape(0) != p.num_items) {
@@ -71,44 +59,25 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
     }
     p.bias = bias->data();
   }
-  if (blocked) {
-    if (blocked->ndim() != 1 || blocked->shape(0) != p.num_items) {
-      refuse("blocked: expected one flag an item (" + text(p.num_items) + ")");
-    }
-    p.blocked = blocked->data();
-  }
-  if (seen_values.has_value() != seen_offsets.has_value()) {
-    refuse("seen: values and offsets are needed together");
-  }
-  if (seen_values) {
-    if (seen_values->ndim() != 1 || seen_offsets->ndim() != 1 ||
-        seen_offsets->shape(0) != p.num_queries + 1) {
-      refuse("seen: expected one row a query (" + text(p.num_queries) + ")");
-    }
-    p.seen = {seen_values->data(), seen_offsets->data(), p.num_queries};
-    check_seen(p.seen, seen_values->shape(0), p.num_items);
-    if (seen_values->shape(0) == 0) p.seen = {};
-  }
+  p.blocked = checked_mask(blocked, p.num_items);
+  p.seen = checked_seen(seen_values, seen_offsets, p.num_queries, p.num_items);
   if (table_of_bytes != nullptr &&
       (table_of_bytes->num_items() != p.num_items || table_of_bytes->dim() != p.dim ||
        table_of_bytes->has_bias() != (p.bias != nullptr))) {
     refuse("table: made from other items");
   }
   const KernelTable& table = kernels();
-  Array<float> scores({p.num_queries, k});
-  Array<std::int64_t> ids({p.num_queries, k});
-  float* out_scores = scores.mutable_data();
-  std::int64_t* out_ids = ids.mutable_data();
+  BestItems best(p.num_queries, k);
   {
     const ReleasedLock release;
     const int limit = thread_count(threads);
     if (table_of_bytes != nullptr) {
-      score_topk_int8(p, *table_of_bytes, limit, table, out_scores, out_ids);
+      score_topk_int8(p, *table_of_bytes, limit, table, best.scores, best.ids);
     } else {
-      score_topk(p, limit, table, out_scores, out_ids);
+      score_topk(p, limit, table, best.scores, best.ids);
     }
   }
-  return py::make_tuple(std::move(scores), std::move(ids));
+  return py::make_tuple(std::move(best.score_array), std::move(best.id_array));
 }
 
 std::unique_ptr<Int8Table> make_table(const Array<float>& items,

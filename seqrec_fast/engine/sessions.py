@@ -16,7 +16,6 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.engine.requests import Filter, is_list, parse_filter, whole_number
 from seqrec_fast.engine.selection import select, select_for_all
 from seqrec_fast.engine.session_arguments import item_index, nanoseconds, remembered, user_keys
-from seqrec_fast.engine.snapshots import open_snapshot, write_snapshot
+from seqrec_fast.engine.snapshots import checked_path, open_snapshot, write_snapshot
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -111,11 +110,14 @@ class Sessions:
         self._threads = recommender._threads or 0
         self._unknown_items = 0
         self._swapping = threading.Lock()
-        model = recommender._current
-        window = model.encoder.native.window
-        if self._hop > 1 and window == 0:
-            raise InputError("hop: this model reads whole histories and has no window; leave it 1")
-        self._bound = _Bound(model, self._store(model, self._hop))
+        with recommender._followers.lock:  # no swap between the look at the model and the list
+            model = recommender._current
+            if self._hop > 1 and model.encoder.native.window == 0:
+                raise InputError(
+                    "hop: this model reads whole histories and has no window; leave it 1"
+                )
+            self._bound = _Bound(model, self._store(model, self._hop))
+            recommender._followers.add(self)
         _ALIVE.add(self)
 
     # ---------------------------------------------------------------- events
@@ -359,8 +361,10 @@ class Sessions:
             path: the file; one that is there is replaced.
 
         Raises:
-            InputError: the system refused (no space, no permission); what was there stays.
+            InputError: ``path`` is none, or the system refused (no space, no permission); what was
+                there stays.
         """
+        target = checked_path(path)
 
         def write(file: int) -> None:
             bound = self._follow()
@@ -368,7 +372,7 @@ class Sessions:
 
         while True:
             try:
-                write_snapshot(Path(path), write)
+                write_snapshot(target, write)
             except _C.SessionsReplaced:
                 continue  # nothing was put in place
             return
@@ -386,9 +390,10 @@ class Sessions:
         remember: int = 50,
     ) -> Sessions:
         """Sessions from what :meth:`save` wrote; see :meth:`Recommender.load_sessions`."""
+        source = checked_path(path)
         made = cls(recommender, capacity, ttl, memory=memory, hop=hop, remember=remember)
         bound = made._bound
-        with open_snapshot(Path(path)) as stream:
+        with open_snapshot(source) as stream:
             try:
                 bound.store.load(stream.fileno(), _identity(bound.model), time.time_ns())
             except ValueError as error:
@@ -396,6 +401,14 @@ class Sessions:
         return made
 
     # ---------------------------------------------------------------- private
+
+    def store_for(self, model: ServedModel) -> _C.Sessions:
+        """An empty store for a model that comes later; for the recommender alone.
+
+        Raises:
+            InputError: the memory of these sessions cannot hold one user of it.
+        """
+        return self._store(model, min(self._hop, max(model.encoder.native.window, 1)))
 
     def _store(self, model: ServedModel, hop: int) -> _C.Sessions:
         try:
@@ -423,8 +436,7 @@ class Sessions:
             bound, model = self._bound, self._recommender._current
             if bound.model is model:
                 return bound
-            window = model.encoder.native.window
-            store = self._store(model, min(self._hop, max(window, 1)))
+            store = self.store_for(model)
             table = model.items.encode(bound.model.items.ids)
             # refused where they were handed on just before this process was forked: nobody has them
             with contextlib.suppress(_C.SessionsReplaced):

@@ -11,7 +11,23 @@ from typing import IO
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["open_snapshot", "write_snapshot"]
+__all__ = ["checked_path", "open_snapshot", "write_snapshot"]
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a snapshot.
+
+    Raises:
+        InputError: what was given is no path, or holds a null character.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise InputError(
+            f"path: expected a text or a pathlib.Path, found {type(path).__name__}; give the file "
+            f"of the snapshot"
+        )
+    if "\0" in os.fspath(path):
+        raise InputError(f"{os.fspath(path)!r}: no path holds a null character; give another")
+    return Path(path)
 
 
 def write_snapshot(path: Path, fill: Callable[[int], None]) -> None:
@@ -24,7 +40,6 @@ def write_snapshot(path: Path, fill: Callable[[int], None]) -> None:
     Raises:
         InputError: the system refused. What was there stays, nothing new is left behind.
     """
-    _refuse_null(path)
     target = Path(os.path.realpath(path))
     scratch = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
     try:
@@ -54,7 +69,6 @@ def open_snapshot(path: Path) -> IO[bytes]:
     Raises:
         InputError: it is missing, can't be read, or is no plain file.
     """
-    _refuse_null(path)
     try:
         # without waiting for the other end of a pipe
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -67,8 +81,3 @@ def open_snapshot(path: Path) -> IO[bytes]:
         os.close(descriptor)
         raise InputError(f"{path}: not a plain file; give the file that save wrote")
     return os.fdopen(descriptor, "rb", buffering=0)
-
-
-def _refuse_null(path: Path) -> None:
-    if "\0" in str(path):
-        raise InputError(f"{str(path)!r}: no path holds a null character; give another")
