@@ -416,7 +416,7 @@ class Recommender:
         form = {"weights": checked_weights(weights), "device": checked_device(device)}
         self._form: dict[str, Any] = {**form, "mmap": bool(mmap)}
         self._current = open_model(source, verify=verify, **self._form)
-        self._followers = Followers()
+        self._followers: Followers = Followers()
 
     def _plain(
         self, model: ServedModel, histories: Any, k: int, exclude_seen: bool

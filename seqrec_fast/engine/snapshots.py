@@ -20,7 +20,8 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: what was given is no path, or holds a null character.
     """
-    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+    given: object = path
+    if not isinstance(given, (str, os.PathLike)):
         raise InputError(
             f"path: expected a text or a pathlib.Path, found {type(path).__name__}; give the file "
             f"of the snapshot"

@@ -438,13 +438,16 @@ def test_recurrent_states_without_items_end_with_their_model() -> None:
 
 def least_memory(model: str) -> int:
     """Bytes that sessions of one user need."""
-    rec, memory = Recommender(small(model), threads=1), 1
-    while True:
+    rec = Recommender(small(model), threads=1)
+    refused, enough = 0, 1 << 20
+    while enough - refused > 1:
+        memory = (refused + enough) // 2
         try:
             rec.sessions(1, memory=memory)
-            return memory
-        except InputError as error:
-            memory = int(str(error).split("needs ")[1].split(" ")[0])
+            enough = memory
+        except InputError:
+            refused = memory
+    return enough
 
 
 def test_a_model_that_live_sessions_cannot_hold_is_not_swapped_in() -> None:
@@ -456,7 +459,8 @@ def test_a_model_that_live_sessions_cannot_hold_is_not_swapped_in() -> None:
         sessions.observe("anna", "i1")
     version, before = rec.version, narrow.embed(["anna"])
     with pytest.raises(
-        InputError, match=rf"swap: live sessions can't .* needs {needed} bytes.*; end those sessions"
+        InputError,
+        match=rf"swap: live sessions can't .* needs {needed} bytes.*; end those sessions",
     ):
         rec.swap(small("sasrec"))
     assert rec.version == version
