@@ -28,7 +28,7 @@ struct Heap {
 /// Large buffers are mappings of their own, which go back to the system when they are given back;
 /// small ones come from the heap.
 struct OwnPages {
-  static constexpr std::size_t kLeast = std::size_t{256} << 10;
+  static constexpr std::size_t kLeast = std::size_t{16} << 10;
   static void* take(std::size_t bytes);
   static void give_back(void* memory, std::size_t bytes) noexcept;
 };

@@ -411,9 +411,10 @@ class Sessions:
         return self._store(model, min(self._hop, max(model.encoder.native.window, 1)))
 
     def _store(self, model: ServedModel, hop: int) -> _C.Sessions:
+        engine = model.encoder.native
         try:
             return _C.Sessions(
-                model.encoder.native,
+                engine,
                 min(self._capacity, 2**62),
                 self._memory,
                 self._ttl,

@@ -436,45 +436,6 @@ def test_recurrent_states_without_items_end_with_their_model() -> None:
     assert len(sessions) == 1
 
 
-def least_memory(model: str) -> int:
-    """Bytes that sessions of one user need."""
-    rec = Recommender(small(model), threads=1)
-    refused, enough = 0, 1 << 20
-    while enough - refused > 1:
-        memory = (refused + enough) // 2
-        try:
-            rec.sessions(1, memory=memory)
-            enough = memory
-        except InputError:
-            refused = memory
-    return enough
-
-
-def test_a_model_that_live_sessions_cannot_hold_is_not_swapped_in() -> None:
-    needed = least_memory("sasrec")
-    assert least_memory("gru") < needed
-    rec = Recommender(small("gru"), threads=1)
-    roomy, narrow = rec.sessions(1, memory=needed), rec.sessions(1, memory=needed - 1)
-    for sessions in (roomy, narrow):
-        sessions.observe("anna", "i1")
-    version, before = rec.version, narrow.embed(["anna"])
-    with pytest.raises(
-        InputError,
-        match=rf"swap: live sessions can't .* needs {needed} bytes.*; end those sessions",
-    ):
-        rec.swap(small("sasrec"))
-    assert rec.version == version
-    assert (narrow.embed(["anna"]) == before).all()
-    assert narrow.observe("anna", "i2")
-    rec.swap(small("gru", seed=5))  # one that fits
-    assert narrow.events("anna") == 2
-    del narrow, sessions
-    rec.swap(small("sasrec"))
-    assert roomy.history("anna").tolist() == ["i1"]
-    with pytest.raises(InputError, match="memory: one user"):
-        rec.sessions(1, memory=needed - 1)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX alone")
 @pytest.mark.parametrize("model", ["gru", "sasrec"])
 def test_a_child_goes_on_after_a_fork_amid_calls(model: str) -> None:
