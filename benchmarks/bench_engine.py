@@ -30,14 +30,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.machine import describe_machine
+from benchmarks.random_bundles import item_names, random_bundle
 from seqrec_fast import bundle as bundles
 from seqrec_fast.benchmarks.engine_rivals import RivalStack, rival_stacks
 from seqrec_fast.benchmarks.harness import SETTLE_SECONDS, settle
 from seqrec_fast.benchmarks.shapes import Lengths, row_lengths
-from seqrec_fast.bundle import Bundle
-from seqrec_fast.data.vocabulary import Vocabulary
 from seqrec_fast.engine import Recommender
-from seqrec_fast.engine.encoders import tensor_shapes
 
 RESULT = Path(__file__).parent / "results" / "engine.json"
 ITEMS, K = 12_101, 100  # the catalogue of Amazon Beauty
@@ -68,37 +66,6 @@ CASES = (
     Case("sasrec", 256, 50, "beauty", 1 / 8),
     Case("sasrec", 256, 50, "equal", 1 / 2.5),
 )
-
-
-def random_bundle(model: str, longest: int) -> Bundle:
-    """A model of random weights: d 64, two blocks of two heads, or H 128."""
-    config: dict[str, Any] = {
-        "model": model,
-        "num_items": ITEMS,
-        "dim": 64,
-        "layers": 2 if model == "sasrec" else 1,
-        "heads": 2,
-        "feed_forward": 4,
-        "hidden": 128,
-        "max_length": longest,
-        "cell_activation": "tanh",
-        "tied_output": True,
-        "item_bias": False,
-    }
-    random = np.random.default_rng(0)
-    tensors = {
-        name: (0.1 * random.standard_normal(shape)).astype(np.float32)
-        for name, shape in tensor_shapes(config).items()
-    }
-    for name, tensor in tensors.items():
-        if name.endswith("norm.weight"):
-            tensor += 1.0
-    return Bundle(
-        config=config,
-        tensors=tensors,
-        items=Vocabulary.from_ids([f"B{n:09d}" for n in range(ITEMS)]),
-        popularity=random.integers(1, 400, ITEMS),
-    )
 
 
 def histories_of(case: Case) -> list[list[int]]:
@@ -158,7 +125,7 @@ def time_in_turn(
 
 def run_case(case: Case, threads: int, seconds: float) -> dict[str, Any]:
     """One row of the table."""
-    content = random_bundle(case.model, case.longest)
+    content = random_bundle(case.model, item_names(0, ITEMS), case.longest)
     rec = Recommender(content, threads=threads)
     rows = histories_of(case)
     raw = [content.items.ids[row].tolist() for row in rows]
@@ -260,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
             )
             for name, time_of in sorted(times.items(), key=lambda item: item[1]["p50"]):
                 print(f"    {name:24s} p50 {time_of['p50']:9.1f} us   p99 {time_of['p99']:9.1f}")
-    content = random_bundle("sasrec", 50)
+    content = random_bundle("sasrec", item_names(0, ITEMS), 50)
     if args.case in (None, "start"):
         with tempfile.TemporaryDirectory() as folder:
             bundles.save(content, Path(folder) / "bundle")

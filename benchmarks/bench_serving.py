@@ -31,11 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine
+from benchmarks.random_bundles import random_bundle
 from seqrec_fast import bundle as bundles
 from seqrec_fast.bundle import Bundle
-from seqrec_fast.data.vocabulary import Vocabulary
 from seqrec_fast.engine import Recommender
-from seqrec_fast.engine.encoders import tensor_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "serving.json"
@@ -48,22 +47,14 @@ TRIAL = 3.0
 
 def make_bundle(model: str, items: int, events: int) -> Bundle:
     """A model of the usual size with random weights."""
-    recurrent = model != "sasrec"
-    config: dict[str, Any] = {
-        **{"model": model, "num_items": items, "dim": 128 if recurrent else 64},
-        **{"layers": 1 if recurrent else 2, "heads": 2, "feed_forward": 4, "hidden": 128},
-        **{"max_length": events, "cell_activation": "tanh", "tied_output": True},
-        **{"item_bias": False, "temperature": None},
-    }
-    rng = np.random.default_rng(0)
-    return Bundle(
-        config=config,
-        tensors={
-            name: (0.1 * rng.normal(size=shape)).astype(np.float32)
-            for name, shape in tensor_shapes(config).items()
-        },
-        items=Vocabulary.from_ids(list(range(items))),
+    return random_bundle(
+        model,
+        range(items),
+        events,
+        norms=0.0,
         popularity=np.ones(items, np.int64),
+        dim=64 if model == "sasrec" else 128,
+        temperature=None,
     )
 
 

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench_engine import random_bundle
 from benchmarks.machine import describe_machine
+from benchmarks.random_bundles import item_names, random_bundle
 from seqrec_fast.engine import Recommender, Sessions
 
 RESULT = Path(__file__).parent / "results" / "sessions.json"
-K = 100
+ITEMS, K = 12_101, 100
 CASES = [("gru", 50), ("gru", 200), ("lstm", 200), ("sasrec", 50), ("sasrec", 200)]
 MANY = 400
 
@@ -54,7 +54,7 @@ def check(sessions: Sessions, rec: Recommender, history: list[str]) -> None:
 
 def case(model: str, length: int, repeats: int) -> list[dict[str, Any]]:
     """One model and one length of history, for one user and for many, by hop."""
-    rec = Recommender(random_bundle(model, length), threads=1)
+    rec = Recommender(random_bundle(model, item_names(0, ITEMS), length), threads=1)
     ids = rec.item_ids.tolist()
     random = np.random.default_rng(0)
     history = [ids[n] for n in random.integers(0, len(ids), length)]
@@ -90,7 +90,7 @@ def case(model: str, length: int, repeats: int) -> list[dict[str, Any]]:
 
 def million(users: int, events: int, threads: int) -> dict[str, Any]:
     """GRU, H 128: all users arrive, then events of random users until there are enough."""
-    rec = Recommender(random_bundle("gru", 50), threads=threads)
+    rec = Recommender(random_bundle("gru", item_names(0, ITEMS), 50), threads=threads)
     sessions = rec.sessions(users, remember=0)
     ids = rec.item_ids
     random = np.random.default_rng(0)

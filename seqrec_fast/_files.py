@@ -11,7 +11,28 @@ from typing import IO
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["open_plain", "write_whole"]
+__all__ = ["checked_path", "open_plain", "write_whole"]
+
+
+def checked_path(path: str | os.PathLike[str], what: str) -> Path:
+    """A path that was given.
+
+    Args:
+        path: the path.
+        what: names the contents in messages.
+
+    Raises:
+        InputError: what was given is no path, or holds a null character.
+    """
+    given: object = path
+    if not isinstance(given, (str, os.PathLike)):
+        raise InputError(
+            f"path: expected a text or a pathlib.Path, found {type(path).__name__}; give the file "
+            f"of the {what}"
+        )
+    if "\0" in os.fspath(path):
+        raise InputError(f"{os.fspath(path)!r}: no path holds a null character; give another")
+    return Path(path)
 
 
 def write_whole(path: Path, fill: Callable[[IO[bytes]], None], what: str) -> None:
@@ -25,7 +46,6 @@ def write_whole(path: Path, fill: Callable[[IO[bytes]], None], what: str) -> Non
     Raises:
         InputError: the system refused. What was there stays, nothing new is left behind.
     """
-    _refuse_null(path)
     target = Path(os.path.realpath(path))
     scratch = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
     try:
@@ -59,7 +79,6 @@ def open_plain(path: Path, what: str) -> IO[bytes]:
     Raises:
         InputError: it is missing, can't be read, or is no plain file.
     """
-    _refuse_null(path)
     try:
         # without waiting for the other end of a pipe
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -72,8 +91,3 @@ def open_plain(path: Path, what: str) -> IO[bytes]:
         os.close(descriptor)
         raise InputError(f"{path}: not a plain file; give the file that save wrote")
     return os.fdopen(descriptor, "rb", buffering=0)
-
-
-def _refuse_null(path: Path) -> None:
-    if "\0" in str(path):
-        raise InputError(f"{str(path)!r}: no path holds a null character; give another")

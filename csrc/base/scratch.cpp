@@ -40,7 +40,7 @@ class Stack {
     if (blocks_.back().size() > kScratchKept) blocks_.clear();
   }
 
-  std::vector<AlignedBuffer<char>> blocks_;
+  std::vector<TableBuffer<char>> blocks_;
   std::size_t used_ = 0;  // of the last block
   std::size_t held_ = 0;
 };

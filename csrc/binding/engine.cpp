@@ -8,6 +8,7 @@
 #include "binding/binding.h"
 #include "binding/engine.h"
 #include "binding/item_table.h"
+#include "binding/ranking.h"
 #include "binding/raw_ids.h"
 #include "engine/recurrent_encoder.h"
 #include "engine/sasrec_encoder.h"
@@ -93,52 +94,12 @@ BoundEngine::BoundEngine(const py::dict& config, const py::dict& weights, const 
                                      thread_count(threads), kernels());
 }
 
-JaggedView<std::int32_t> checked_items(const char* name, const Array<std::int32_t>& values,
-                                       const Array<std::int64_t>& offsets, std::int64_t rows,
-                                       std::int64_t num_items, bool may_be_empty) {
-  if (values.ndim() != 1 || offsets.ndim() != 1 || offsets.shape(0) < 1 ||
-      (rows >= 0 && offsets.shape(0) != rows + 1)) {
-    refuse(std::string(name) + ": expected values [tokens] and offsets [rows + 1]");
-  }
-  const JaggedView<std::int32_t> view{values.data(), offsets.data(), offsets.shape(0) - 1};
-  bool fits = view.offsets[0] == 0 && view.offsets[view.rows] == values.shape(0);
-  for (std::int64_t row = 0; row < view.rows; ++row) {
-    fits = fits && (may_be_empty ? view.offsets[row] <= view.offsets[row + 1]
-                                 : view.offsets[row] < view.offsets[row + 1]);
-  }
-  if (!fits) refuse(std::string(name) + ": the offsets do not fit the values");
-  for (std::int64_t t = 0; t < values.shape(0); ++t) {
-    if (view.values[t] < 0 || view.values[t] >= num_items) {
-      refuse(std::string(name) + ": item " + std::to_string(view.values[t]) + " is not in [0, " +
-             std::to_string(num_items) + ")");
-    }
-  }
-  return view;
-}
-
 namespace {
 
-using Values = std::optional<Array<std::int32_t>>;
-using Offsets = std::optional<Array<std::int64_t>>;
-using Mask = std::optional<Array<std::uint8_t>>;
-
-Exclusions exclusions(const BoundEngine& engine, const Values& values, const Offsets& offsets,
+Exclusions exclusions(const BoundEngine& engine, const Items& values, const Offsets& offsets,
                       const Mask& blocked, std::int64_t rows) {
   const std::int64_t items = engine.get().encoder().num_items();
-  Exclusions found{};
-  if (values) found.seen = checked_items("seen", *values, *offsets, rows, items, true);
-  if (values && values->shape(0) == 0) found.seen = {};
-  if (blocked) {
-    if (blocked->ndim() != 1 || blocked->shape(0) != items) {
-      refuse("blocked: expected one flag an item (" + std::to_string(items) + ")");
-    }
-    found.blocked = blocked->data();
-  }
-  return found;
-}
-
-void check_k(std::int64_t k) {
-  if (k < 1) refuse("k: expected at least 1, found " + std::to_string(k));
+  return {checked_seen(values, offsets, rows, items), checked_mask(blocked, items)};
 }
 
 Array<float> encode(const BoundEngine& engine, const Array<std::int32_t>& values,
@@ -155,21 +116,18 @@ Array<float> encode(const BoundEngine& engine, const Array<std::int32_t>& values
 }
 
 py::tuple recommend(const BoundEngine& engine, const Array<std::int32_t>& values,
-                    const Array<std::int64_t>& offsets, const Values& seen_values,
+                    const Array<std::int64_t>& offsets, const Items& seen_values,
                     const Offsets& seen_offsets, const Mask& blocked, std::int64_t k, int threads) {
   const auto rows =
       checked_items("histories", values, offsets, -1, engine.get().encoder().num_items(), false);
   const Exclusions excluded = exclusions(engine, seen_values, seen_offsets, blocked, rows.rows);
   check_k(k);
-  Array<float> scores({rows.rows, k});
-  Array<std::int64_t> ids({rows.rows, k});
-  float* to_scores = scores.mutable_data();
-  std::int64_t* to_ids = ids.mutable_data();
+  BestItems best(rows.rows, k);
   {
     const ReleasedLock released;
-    engine.get().recommend(rows, excluded, k, thread_count(threads), to_scores, to_ids);
+    engine.get().recommend(rows, excluded, k, thread_count(threads), best.scores, best.ids);
   }
-  return py::make_tuple(std::move(scores), std::move(ids));
+  return py::make_tuple(std::move(best.score_array), std::move(best.id_array));
 }
 
 /// Scores, items, and whether every user got `k` of them; None where the request is not plain.
@@ -185,20 +143,17 @@ py::object recommend_lists(const BoundEngine& engine, const py::object& historie
   const auto count = static_cast<std::int64_t>(rows.offsets.size()) - 1;
   const JaggedView<std::int32_t> view{rows.values.data(), rows.offsets.data(), count};
   const Exclusions excluded{exclude_seen ? view : JaggedView<std::int32_t>{}, nullptr};
-  Array<float> scores({count, k});
-  Array<std::int64_t> ids({count, k});
-  float* to_scores = scores.mutable_data();
-  std::int64_t* to_ids = ids.mutable_data();
+  BestItems best(count, k);
   {
     const ReleasedLock released;
-    engine.get().recommend(view, excluded, k, thread_count(threads), to_scores, to_ids);
+    engine.get().recommend(view, excluded, k, thread_count(threads), best.scores, best.ids);
   }
   bool complete = true;
-  for (std::int64_t row = 1; row <= count; ++row) complete = complete && to_ids[row * k - 1] >= 0;
-  return py::make_tuple(std::move(scores), std::move(ids), complete);
+  for (std::int64_t row = 1; row <= count; ++row) complete = complete && best.ids[row * k - 1] >= 0;
+  return py::make_tuple(std::move(best.score_array), std::move(best.id_array), complete);
 }
 
-py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Values& seen_values,
+py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Items& seen_values,
                const Offsets& seen_offsets, const Mask& blocked, std::int64_t k, int threads) {
   const Encoder& encoder = engine.get().encoder();
   if (queries.ndim() != 2 || queries.shape(1) != encoder.dim()) {
@@ -207,16 +162,13 @@ py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Val
   const std::int64_t count = queries.shape(0);
   const Exclusions excluded = exclusions(engine, seen_values, seen_offsets, blocked, count);
   check_k(k);
-  Array<float> scores({count, k});
-  Array<std::int64_t> ids({count, k});
+  BestItems best(count, k);
   const float* from = queries.data();
-  float* to_scores = scores.mutable_data();
-  std::int64_t* to_ids = ids.mutable_data();
   {
     const ReleasedLock released;
-    engine.get().rank(from, count, excluded, k, thread_count(threads), to_scores, to_ids);
+    engine.get().rank(from, count, excluded, k, thread_count(threads), best.scores, best.ids);
   }
-  return py::make_tuple(std::move(scores), std::move(ids));
+  return py::make_tuple(std::move(best.score_array), std::move(best.id_array));
 }
 
 }  // namespace

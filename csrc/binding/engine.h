@@ -23,9 +23,4 @@ class BoundEngine {
   std::unique_ptr<Engine> engine_;
 };
 
-/// Items of a jagged batch, checked; `rows` is their number where it is known, else -1.
-JaggedView<std::int32_t> checked_items(const char* name, const Array<std::int32_t>& values,
-                                       const Array<std::int64_t>& offsets, std::int64_t rows,
-                                       std::int64_t num_items, bool may_be_empty);
-
 }  // namespace seqrec

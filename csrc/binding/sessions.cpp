@@ -11,6 +11,7 @@
 #include "base/scratch.h"
 #include "binding/binding.h"
 #include "binding/engine.h"
+#include "binding/ranking.h"
 
 namespace seqrec {
 namespace {
@@ -188,7 +189,7 @@ py::tuple embed(BoundSessions& s, const py::object& users, bool seen, int thread
 /// None where the user is not known.
 py::object recommend(BoundSessions& s, const py::handle& user, std::int64_t k, bool exclude_seen,
                      int threads) {
-  if (k < 1) refuse("k: expected at least 1, found " + std::to_string(k));
+  check_k(k);
   const UserKey key = key_of(user.ptr());
   Array<float> scores(k);
   Array<std::int64_t> ids(k);

@@ -7,10 +7,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "base/offsets.h"
 #include "base/thread_pool.h"
 #include "binding/binding.h"
 #include "binding/item_table.h"
+#include "binding/ranking.h"
 #include "ops/topk_int8.h"
 
 namespace seqrec {
@@ -19,16 +19,6 @@ namespace {
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
 std::string text(std::int64_t n) { return std::to_string(n); }
-
-void check_seen(const JaggedView<std::int32_t>& seen, std::int64_t tokens, std::int64_t items) {
-  check_offsets(seen.offsets, seen.rows, tokens, "values", "seen offsets");
-  for (std::int64_t i = 0; i < tokens; ++i) {
-    if (seen.values[i] < 0 || seen.values[i] >= items) {
-      refuse("seen: found item " + text(seen.values[i]) + " at position " + text(i) +
-             ", but the items are 0 to " + text(items - 1) + "; encode the ids first");
-    }
-  }
-}
 
 void check_count(std::int64_t items) {
   // One below the limit stays free for the padding of the candidate lists.
@@ -45,12 +35,9 @@ void check_threads(int threads) {
 }
 
 using Floats = std::optional<Array<float>>;
-using Values = std::optional<Array<std::int32_t>>;
-using Offsets = std::optional<Array<std::int64_t>>;
-using Mask = std::optional<Array<std::uint8_t>>;
 
 /// The best items of a problem that says where they lie; `bytes`, if not null, is how to scan them.
-py::tuple solve(TopkProblem p, const Array<float>& queries, const Values& seen_values,
+py::tuple solve(TopkProblem p, const Array<float>& queries, const Items& seen_values,
                 const Offsets& seen_offsets, const Mask& blocked, std::int64_t k, int threads,
                 const Int8Items* bytes) {
   if (queries.ndim() != 2) refuse("queries: expected two dimensions");
@@ -63,45 +50,26 @@ py::tuple solve(TopkProblem p, const Array<float>& queries, const Values& seen_v
   }
   if (p.dim < 1) refuse("items: expected at least 1 column, found 0");
   check_count(p.num_items);
-  if (k < 1) refuse("k: expected at least 1, found " + text(k));
+  check_k(k);
   check_threads(threads);
-  if (blocked) {
-    if (blocked->ndim() != 1 || blocked->shape(0) != p.num_items) {
-      refuse("blocked: expected one flag an item (" + text(p.num_items) + ")");
-    }
-    p.blocked = blocked->data();
-  }
-  if (seen_values.has_value() != seen_offsets.has_value()) {
-    refuse("seen: values and offsets are needed together");
-  }
-  if (seen_values) {
-    if (seen_values->ndim() != 1 || seen_offsets->ndim() != 1 ||
-        seen_offsets->shape(0) != p.num_queries + 1) {
-      refuse("seen: expected one row a query (" + text(p.num_queries) + ")");
-    }
-    p.seen = {seen_values->data(), seen_offsets->data(), p.num_queries};
-    check_seen(p.seen, seen_values->shape(0), p.num_items);
-    if (seen_values->shape(0) == 0) p.seen = {};
-  }
+  p.blocked = checked_mask(blocked, p.num_items);
+  p.seen = checked_seen(seen_values, seen_offsets, p.num_queries, p.num_items);
   const KernelTable& table = kernels();
-  Array<float> scores({p.num_queries, k});
-  Array<std::int64_t> ids({p.num_queries, k});
-  float* out_scores = scores.mutable_data();
-  std::int64_t* out_ids = ids.mutable_data();
+  BestItems best(p.num_queries, k);
   {
     const ReleasedLock release;
     const int limit = thread_count(threads);
     if (bytes != nullptr) {
-      score_topk_int8(p, *bytes, limit, table, out_scores, out_ids);
+      score_topk_int8(p, *bytes, limit, table, best.scores, best.ids);
     } else {
-      score_topk(p, limit, table, out_scores, out_ids);
+      score_topk(p, limit, table, best.scores, best.ids);
     }
   }
-  return py::make_tuple(std::move(scores), std::move(ids));
+  return py::make_tuple(std::move(best.score_array), std::move(best.id_array));
 }
 
 py::tuple search_floats(const Array<float>& queries, const Array<float>& items, const Floats& bias,
-                        const Values& seen_values, const Offsets& seen_offsets, const Mask& blocked,
+                        const Items& seen_values, const Offsets& seen_offsets, const Mask& blocked,
                         std::int64_t k, int threads, const Int8Table* table) {
   if (queries.ndim() != 2 || items.ndim() != 2) refuse("queries, items: expected two dimensions");
   TopkProblem p{};
@@ -126,7 +94,7 @@ py::tuple search_floats(const Array<float>& queries, const Array<float>& items, 
 }
 
 py::tuple search_table(const Array<float>& queries, const BoundItems& items,
-                       const Values& seen_values, const Offsets& seen_offsets, const Mask& blocked,
+                       const Items& seen_values, const Offsets& seen_offsets, const Mask& blocked,
                        std::int64_t k, int threads) {
   TopkProblem p{};
   p.items = items.rows();

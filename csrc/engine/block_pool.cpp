@@ -59,7 +59,7 @@ void BlockPool::grow() {
   if (static_cast<std::int64_t>(place + 1) << shift_ > std::numeric_limits<std::int32_t>::max()) {
     throw std::bad_alloc();
   }
-  AlignedBuffer<char> memory(static_cast<std::size_t>(slab_bytes()));
+  TableBuffer<char> memory(static_cast<std::size_t>(slab_bytes()));
   if (place == slabs_.size()) slabs_.emplace_back();
   advise_huge_pages(memory.data(), slab_bytes());
   slabs_[place].memory = std::move(memory);
@@ -90,7 +90,7 @@ void BlockPool::shrink() {
   first_free_ = kept;
   for (Slab& slab : slabs_) {
     if (slab.in_use != 0 || slab.memory.size() == 0) continue;
-    slab.memory = AlignedBuffer<char>();
+    slab.memory = TableBuffer<char>();
     --present_;
     blocks_ -= per_slab_;
     free_ -= per_slab_;

@@ -56,7 +56,7 @@ class BlockPool {
   }
 
   struct Slab {
-    AlignedBuffer<char> memory;  // links [per_slab], then blocks; empty: no slab at this place
+    TableBuffer<char> memory;  // links [per_slab], then blocks; empty: no slab at this place
     std::int32_t in_use = 0;
   };
 

@@ -35,7 +35,7 @@ RecurrentEncoder::RecurrentEncoder(const RecurrentConfig& config, const Tensors&
     p.b_ih = tensors.at("recurrent.bias_ih" + end, rows);
     p.b_hh = tensors.at("recurrent.bias_hh" + end, rows);
     const RecurrentKernels& kernels = *table.recurrent;
-    AlignedBuffer<float> packed(static_cast<std::size_t>(kernels.packed_size(p)));
+    TableBuffer<float> packed(static_cast<std::size_t>(kernels.packed_size(p)));
     kernels.pack(p, 0, kernels.panels(p), packed.data());
     p.w_ih = p.w_hh = p.b_ih = p.b_hh = nullptr;  // only the packed ones are read from here on
     layers_.push_back({p, std::move(packed)});
@@ -43,7 +43,7 @@ RecurrentEncoder::RecurrentEncoder(const RecurrentConfig& config, const Tensors&
   const Layer& first = layers_.front();
   const std::int64_t size = table.recurrent->start_size(first.problem);
   if (config.num_items * size * std::int64_t{sizeof(float)} <= kMostFoldedBytes) {
-    starts_ = AlignedBuffer<float>(static_cast<std::size_t>(config.num_items * size));
+    starts_ = TableBuffer<float>(static_cast<std::size_t>(config.num_items * size));
     advise_huge_pages(starts_.data(), static_cast<std::int64_t>(starts_.size() * sizeof(float)));
     Scratch<float> rows(std::min(config.num_items, kFoldedRows) * config.dim);
     for (std::int64_t item = 0; item < config.num_items; item += kFoldedRows) {

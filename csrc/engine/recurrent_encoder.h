@@ -41,7 +41,7 @@ class RecurrentEncoder final : public Encoder {
  private:
   struct Layer {
     RecurrentProblem problem;  // sizes and weights; what is computed is filled in by each run
-    AlignedBuffer<float> packed;
+    TableBuffer<float> packed;
   };
 
   std::int64_t states_a_layer() const { return config_.cell == RecurrentCell::kLstm ? 2 : 1; }
@@ -53,7 +53,7 @@ class RecurrentEncoder final : public Encoder {
 
   RecurrentConfig config_;
   ItemRows embedding_;
-  AlignedBuffer<float> starts_;  // of every item in the first layer; empty where it would be large
+  TableBuffer<float> starts_;  // of every item in the first layer; empty where it would be large
   std::vector<Layer> layers_;
   PackedLinear projection_;
 };

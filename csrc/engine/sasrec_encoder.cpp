@@ -69,7 +69,7 @@ void SasrecEncoder::fold_first_block(const Tensors& tensors) {
   const float* weight = tensors.at("blocks.0.attention.qkv.weight", outputs * dim);
   const float* bias = tensors.at("blocks.0.attention.qkv.bias", outputs);
   const Norm& norm = blocks_[0].attention_norm;
-  products_ = AlignedBuffer<float>(static_cast<std::size_t>((items + positions + 1) * outputs));
+  products_ = TableBuffer<float>(static_cast<std::size_t>((items + positions + 1) * outputs));
   advise_huge_pages(products_.data(), static_cast<std::int64_t>(products_.size() * sizeof(float)));
   float* item_products = products_.data();
   float* position_products = item_products + items * outputs;

@@ -109,8 +109,8 @@ class SasrecEncoder final : public Encoder {
 
   SasrecConfig config_;
   SequenceInput input_;
-  AlignedBuffer<float> products_;  // what input_ names, from item_products on; may be empty
-  std::vector<Block> blocks_;      // all but the last
+  TableBuffer<float> products_;  // what input_ names, from item_products on; may be empty
+  std::vector<Block> blocks_;    // all but the last
   LastBlock last_;
   Norm final_norm_;
 };

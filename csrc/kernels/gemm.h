@@ -40,23 +40,20 @@ struct Gemm {
 
   template <int MR, bool kTransposed>
   static SEQREC_NOINLINE void tile(const float* a, std::ptrdiff_t lda, const float* b,
-                                   std::int64_t depth, const float* start, bool add, float* c,
+                                   std::int64_t depth, const float* bias, bool add, float* c,
                                    std::int64_t ldc, std::int64_t columns) {
-    F acc[MR][kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      const F first = start ? load<W>(start + v * W) : F{};
-      for (int r = 0; r < MR; ++r) acc[r][v] = first;
-    }
+    F acc[MR][kVectors] = {};
     if constexpr (MR == 1 && !kTransposed) {
       multiply_row<W, kVectors, kRowSets>(a, b, depth, acc);
     } else {
       multiply_tile<W, MR, kVectors, kTransposed>(a, lda, b, depth, acc);
     }
     if (columns == kColumns) {
-      for (int r = 0; r < MR; ++r) {
-        for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kVectors; ++v) {
+        const F last = bias ? load<W>(bias + v * W) : F{};
+        for (int r = 0; r < MR; ++r) {
           float* to = c + r * ldc + v * W;
-          store<W>(to, add ? load<W>(to) + acc[r][v] : acc[r][v]);
+          store<W>(to, (add ? load<W>(to) + acc[r][v] : acc[r][v]) + last);
         }
       }
       return;
@@ -71,31 +68,31 @@ struct Gemm {
         const std::int64_t part = columns - j < W ? columns - j : W;
         float* to = c + r * ldc + j;
         const F sum = kept[r][j / W];
-        store_part<W>(to, add ? load_part<W>(to, part) + sum : sum, part);
+        const F last = bias ? load<W>(bias + j) : F{};
+        store_part<W>(to, (add ? load_part<W>(to, part) + sum : sum) + last, part);
       }
     }
   }
 
   template <int MR, bool kTransposed>
   static SEQREC_INLINE void tile_of(std::int64_t rows, const float* a, std::ptrdiff_t lda,
-                                    const float* b, std::int64_t depth, const float* start,
-                                    bool add, float* c, std::int64_t ldc, std::int64_t columns) {
-    if (rows == MR) return tile<MR, kTransposed>(a, lda, b, depth, start, add, c, ldc, columns);
+                                    const float* b, std::int64_t depth, const float* bias, bool add,
+                                    float* c, std::int64_t ldc, std::int64_t columns) {
+    if (rows == MR) return tile<MR, kTransposed>(a, lda, b, depth, bias, add, c, ldc, columns);
     if constexpr (MR > 1) {
-      tile_of<MR - 1, kTransposed>(rows, a, lda, b, depth, start, add, c, ldc, columns);
+      tile_of<MR - 1, kTransposed>(rows, a, lda, b, depth, bias, add, c, ldc, columns);
     }
   }
 
   /// Rows [0, rows) of C against one panel slice, or the whole panel.
   template <bool kTransposed>
   static void panel(const Strided& a, std::int64_t rows, const float* b, std::int64_t depth,
-                    const float* start, bool add, float* c, std::int64_t ldc,
-                    std::int64_t columns) {
+                    const float* bias, bool add, float* c, std::int64_t ldc, std::int64_t columns) {
     const std::int64_t tiles = (rows + kRows - 1) / kRows;
     const std::ptrdiff_t lda = kTransposed ? a.depth_stride : a.row_stride;
     for (std::int64_t i = 0; i < tiles; ++i) {
       const std::int64_t from = rows * i / tiles, to = rows * (i + 1) / tiles;
-      tile_of<kRows, kTransposed>(to - from, a.at(from, 0), lda, b, depth, start, add,
+      tile_of<kRows, kTransposed>(to - from, a.at(from, 0), lda, b, depth, bias, add,
                                   c + from * ldc, ldc, columns);
     }
   }
@@ -106,10 +103,13 @@ struct Gemm {
   /// Floats of scratch that multiply() needs.
   static constexpr std::int64_t kScratch = kBlockRows * kDepth;
 
-  /// C[rows, columns] = A B, or C + A B where `add`; `start` [columns up to whole panels] is added
-  /// once to every row (a bias), or null. B has `depth` rows, in panels of kColumns.
+  /// C[rows, columns] = A B, or C + A B where `add`; `bias` [columns up to whole panels] is added
+  /// to every row, or null. B has `depth` rows, in panels of kColumns.
+  ///
+  /// The bias comes last: sums that began with one much larger than they are would lose digits at
+  /// every product.
   static void multiply(const Strided& a, std::int64_t rows, const float* b, std::int64_t depth,
-                       std::int64_t columns, const float* start, bool add, float* c,
+                       std::int64_t columns, const float* bias, bool add, float* c,
                        std::int64_t ldc, float* scratch) {
     // One row reads B but once: the order of memory is the best one.
     const std::int64_t slice = rows == 1 ? (depth > 0 ? depth : 1) : kDepth;
@@ -133,7 +133,7 @@ struct Gemm {
         for (std::int64_t n = 0; n < columns; n += kColumns) {
           const std::int64_t width = columns - n < kColumns ? columns - n : kColumns;
           const float* slab = b + n * depth + k * kColumns;
-          const float* from = start && k == 0 ? start + n : nullptr;
+          const float* from = bias && k + deep >= depth ? bias + n : nullptr;
           float* to = c + row * ldc + n;
           if (transposed) {
             panel<true>(block, part, slab, deep, from, adds, to, ldc, width);

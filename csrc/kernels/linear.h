@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The linear layer: products of gemm.h with a bias in the accumulators and an activation applied
-// while the outputs are still in the first-level cache; the product of its weight's gradient.
+// The linear layer: products of gemm.h with a bias and an activation, applied while the outputs are
+// still in the first-level cache; the product of its weight's gradient.
 #pragma once
 
 #include "base/vecmath.h"
@@ -68,14 +68,14 @@ struct Linear {
     const std::int64_t end = last * Product::kColumns;
     const std::int64_t columns = (end < p.outputs ? end : p.outputs) - n;
     const float* packed = p.packed + n * p.inputs;
-    const float* start = p.bias ? p.bias + n : nullptr;
+    const float* bias = p.bias ? p.bias + n : nullptr;
     const bool plain = p.activation == Activation::kNone;
     const std::int64_t step = plain ? row_end - row : kActivatedRows;
     for (; row < row_end; row += step) {
       const std::int64_t rows = row_end - row < step ? row_end - row : step;
       float* y = p.y + row * p.y_stride + n;
       Product::multiply({p.x + row * p.x_stride, p.x_stride, 1}, rows, packed, p.inputs, columns,
-                        start, false, y, p.y_stride, scratch);
+                        bias, false, y, p.y_stride, scratch);
       for (std::int64_t r = 0; r < rows && !plain; ++r) {
         activate(p.activation, y + r * p.y_stride, y + r * p.y_stride, columns);
       }

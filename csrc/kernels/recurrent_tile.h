@@ -125,13 +125,13 @@ SEQREC_NOINLINE void tile_sums(const TileInput& in, float* sums) {
 /// The input part of the sums of MR tokens, [MR][NV][W].
 template <int W, int NV, int MR>
 SEQREC_NOINLINE void tile_projection(const TileInput& in, float* sums) {
-  Floats<W> acc[MR][NV];
-  for (int r = 0; r < MR; ++r) {
-    for (int v = 0; v < NV; ++v) acc[r][v] = load<W>(in.start + v * W);
-  }
+  // biases come last: sums that began with larger ones would lose digits at every product
+  Floats<W> acc[MR][NV] = {};
   accumulate<W, NV, MR>(in.x.rows, in.x.depth, in.x.weights, in.step, acc);
   for (int r = 0; r < MR; ++r) {
-    for (int v = 0; v < NV; ++v) store<W>(sums + (r * NV + v) * W, acc[r][v]);
+    for (int v = 0; v < NV; ++v) {
+      store<W>(sums + (r * NV + v) * W, acc[r][v] + load<W>(in.start + v * W));
+    }
   }
 }
 

@@ -47,10 +47,10 @@ Int8Table::Int8Table(const ItemRows& items, const float* bias, std::int64_t num_
   quads_ = (dim + 3) / 4;
   block_bytes_ = (quads_ * 4 + (has_bias_ ? 8 : 4)) * kInt8Rows;
   num_blocks_ = (num_items + kInt8Rows - 1) / kInt8Rows;
-  blocks_ = AlignedBuffer<std::uint8_t>(static_cast<std::size_t>(num_blocks_ * block_bytes_));
+  blocks_ = TableBuffer<std::uint8_t>(static_cast<std::size_t>(num_blocks_ * block_bytes_));
   // a scan then does not stop at every 4 KiB for the address
   advise_huge_pages(blocks_.data(), static_cast<std::int64_t>(blocks_.size()));
-  bounds_ = AlignedBuffer<Int8Bounds>(static_cast<std::size_t>(num_blocks_));
+  bounds_ = TableBuffer<Int8Bounds>(static_cast<std::size_t>(num_blocks_));
   constexpr std::int64_t kShare = 64;  // blocks
   const std::int64_t shares = (num_blocks_ + kShare - 1) / kShare;
   const int worth = threads_worth(3.0 * static_cast<double>(num_items * dim), threads);

@@ -31,8 +31,8 @@ class Int8Table {
   std::int64_t num_items_, dim_;
   bool has_bias_;
   std::int64_t quads_, block_bytes_, num_blocks_;
-  AlignedBuffer<std::uint8_t> blocks_;
-  AlignedBuffer<Int8Bounds> bounds_;
+  TableBuffer<std::uint8_t> blocks_;
+  TableBuffer<Int8Bounds> bounds_;
 };
 
 /// The bounds of items that are bytes themselves: one byte an item beside them.

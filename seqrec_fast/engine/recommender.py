@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.devices import checked_device
+from seqrec_fast.engine.followers import Followers
 from seqrec_fast.engine.precision import Weights, checked_weights
 from seqrec_fast.engine.recommendation import Recommendation, answers
 from seqrec_fast.engine.requests import (
@@ -371,9 +372,13 @@ class Recommender:
             verify: as in :meth:`load`.
 
         Raises:
-            BundleError, InputError: as :meth:`load` and the constructor; the model in place stays.
+            BundleError, InputError: as :meth:`load` and the constructor, or there are sessions
+                whose ``memory`` cannot hold one user of the model; the model in place stays.
         """
-        self._current = open_model(bundle, verify=verify, **self._form)
+        model = open_model(bundle, verify=verify, **self._form)
+        with self._followers.lock:
+            self._followers.check(model)
+            self._current = model
 
     # ---------------------------------------------------------------- facts
 
@@ -413,6 +418,7 @@ class Recommender:
         form = {"weights": checked_weights(weights), "device": checked_device(device)}
         self._form: dict[str, Any] = {**form, "mmap": bool(mmap)}
         self._current = open_model(source, verify=verify, **self._form)
+        self._followers: Followers = Followers()
 
     def _plain(
         self, model: ServedModel, histories: Any, k: int, exclude_seen: bool

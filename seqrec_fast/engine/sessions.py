@@ -16,14 +16,13 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import _C
-from seqrec_fast._files import open_plain, write_whole
+from seqrec_fast._files import checked_path, open_plain, write_whole
 from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.engine.requests import Filter, is_list, parse_filter, whole_number
 from seqrec_fast.engine.selection import select, select_for_all
@@ -111,11 +110,14 @@ class Sessions:
         self._threads = recommender._threads or 0
         self._unknown_items = 0
         self._swapping = threading.Lock()
-        model = recommender._current
-        window = model.encoder.native.window
-        if self._hop > 1 and window == 0:
-            raise InputError("hop: this model reads whole histories and has no window; leave it 1")
-        self._bound = _Bound(model, self._store(model, self._hop))
+        with recommender._followers.lock:  # no swap between the look at the model and the list
+            model = recommender._current
+            if self._hop > 1 and model.encoder.native.window == 0:
+                raise InputError(
+                    "hop: this model reads whole histories and has no window; leave it 1"
+                )
+            self._bound = _Bound(model, self._store(model, self._hop))
+            recommender._followers.add(self)
         _ALIVE.add(self)
 
     # ---------------------------------------------------------------- events
@@ -359,8 +361,10 @@ class Sessions:
             path: the file; one that is there is replaced.
 
         Raises:
-            InputError: the system refused (no space, no permission); what was there stays.
+            InputError: ``path`` is none, or the system refused (no space, no permission); what was
+                there stays.
         """
+        target = checked_path(path, "snapshot")
 
         def write(stream: IO[bytes]) -> None:
             bound = self._follow()
@@ -368,7 +372,7 @@ class Sessions:
 
         while True:
             try:
-                write_whole(Path(path), write, "snapshot")
+                write_whole(target, write, "snapshot")
             except _C.SessionsReplaced:
                 continue  # nothing was put in place
             return
@@ -386,9 +390,10 @@ class Sessions:
         remember: int = 50,
     ) -> Sessions:
         """Sessions from what :meth:`save` wrote; see :meth:`Recommender.load_sessions`."""
+        source = checked_path(path, "snapshot")
         made = cls(recommender, capacity, ttl, memory=memory, hop=hop, remember=remember)
         bound = made._bound
-        with open_plain(Path(path), "snapshot") as stream:
+        with open_plain(source, "snapshot") as stream:
             try:
                 bound.store.load(stream.fileno(), _identity(bound.model), time.time_ns())
             except ValueError as error:
@@ -397,10 +402,19 @@ class Sessions:
 
     # ---------------------------------------------------------------- private
 
+    def store_for(self, model: ServedModel) -> _C.Sessions:
+        """An empty store for a model that comes later; for the recommender alone.
+
+        Raises:
+            InputError: the memory of these sessions cannot hold one user of it.
+        """
+        return self._store(model, min(self._hop, max(model.encoder.native.window, 1)))
+
     def _store(self, model: ServedModel, hop: int) -> _C.Sessions:
+        engine = model.encoder.native
         try:
             return _C.Sessions(
-                model.encoder.native,
+                engine,
                 min(self._capacity, 2**62),
                 self._memory,
                 self._ttl,
@@ -423,8 +437,7 @@ class Sessions:
             bound, model = self._bound, self._recommender._current
             if bound.model is model:
                 return bound
-            window = model.encoder.native.window
-            store = self._store(model, min(self._hop, max(window, 1)))
+            store = self.store_for(model)
             table = model.items.encode(bound.model.items.ids)
             # refused where they were handed on just before this process was forked: nobody has them
             with contextlib.suppress(_C.SessionsReplaced):

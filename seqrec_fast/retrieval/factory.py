@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seqrec_fast._files import checked_path
 from seqrec_fast.errors import InputError
 from seqrec_fast.retrieval.index import METRICS, Index, Metric, Rows, unit_rows, vector_rows
 from seqrec_fast.retrieval.options import choice
@@ -69,7 +69,7 @@ def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = True
         InputError: a file that is missing, damaged, of another kind or a newer version.
         MissingExtraError: the kind needs a library that is not installed.
     """
-    stored = read_index(Path(path), verify=verify, mmap=mmap)
+    stored = read_index(checked_path(path, "index"), verify=verify, mmap=mmap)
     try:
         return _restored(stored)
     except (InputError, KeyError, TypeError) as error:

@@ -13,7 +13,6 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import native
 from seqrec_fast._arguments import integer
+from seqrec_fast._files import checked_path
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.retrieval.filters import Filters, Indices, item_ids, read_filters
@@ -273,7 +273,7 @@ class Index(ABC):
                 "size": rows.size,
                 "options": self.options(),
             }
-            write_index(Path(path), meta, tensors)
+            write_index(checked_path(path, "index"), meta, tensors)
 
     # ---------------------------------------------------------------- what a kind defines
 

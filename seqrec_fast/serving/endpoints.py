@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.errors import InputError
@@ -220,6 +220,14 @@ def _one(
 
 def _user(scope: Scope) -> str:
     user: str = scope["path_params"]["user"]
+    # Servers put this character where bytes are no UTF-8: users would share one name.
+    if "\ufffd" in user:
+        try:
+            unquote_to_bytes(scope.get("raw_path") or b"").decode()
+        except UnicodeDecodeError:
+            raise Refused(
+                422, "user: the id in the path is not UTF-8; send its UTF-8 bytes as %XX"
+            ) from None
     if len(user) > _MAX_USER:
         raise Refused(422, f"user: {len(user)} characters; an id has at most {_MAX_USER}")
     return user

@@ -27,8 +27,6 @@ def draw(model: str, shape: tuple[int, ...], shared: float, rng: Any) -> tuple[A
     for name, size in tensor_shapes(config).items():
         # a recurrent model of larger weights is chaotic: it makes any rounding as large as itself
         tensor = rng.standard_normal(size) / max(3.0, size[-1] ** 0.5)
-        # and a linear layer begins its sums with the bias: one that outweighs them costs digits
-        tensor *= 0.2 if name.endswith("bias") else 1.0
         tensor += 1.0 if "norm.weight" in name else 0.0
         tensor += shared if name == "item_embedding.weight" else 0.0
         tensors[name] = tensor.astype(np.float32)

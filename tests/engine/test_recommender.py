@@ -442,5 +442,8 @@ def test_serving_needs_numpy_alone(tmp_path: Path, content: Bundle) -> None:
 
 
 def test_what_is_no_bundle_is_named(recommender: Recommender) -> None:
-    with pytest.raises(InputError, match="the folder that train wrote, found Recommender"):
-        recommender.swap(recommender)  # type: ignore[arg-type]
+    for wrong in (recommender, None, 5):
+        with pytest.raises(
+            InputError, match=f"the folder that train wrote, found {type(wrong).__name__}"
+        ):
+            recommender.swap(wrong)  # type: ignore[arg-type]

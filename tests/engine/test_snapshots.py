@@ -115,8 +115,20 @@ def test_files_of_other_models_and_no_files(tmp_path: Path) -> None:
         rec.load_sessions(tmp_path / "none", 10)
     with pytest.raises(InputError, match="not a plain file"):
         rec.load_sessions(tmp_path, 10)
+    for wrong in (5, None, b"s", ["s"]):
+        told = rf"path: expected a text or a pathlib.Path, found {type(wrong).__name__}; give the"
+        with pytest.raises(InputError, match=told):
+            rec.load_sessions(wrong, 10)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=told):
+            filled(rec).save(wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="can't be written"):
         filled(rec).save(tmp_path / "no folder" / "s")
+    for wrong in (5, None, b"s", ["s"]):
+        told = rf"path: expected a text or a pathlib.Path, found {type(wrong).__name__}; give the"
+        with pytest.raises(InputError, match=told):
+            rec.load_sessions(wrong, 10)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=told):
+            filled(rec).save(wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="can't be written"):
         filled(rec).save(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]

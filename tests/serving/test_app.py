@@ -120,6 +120,18 @@ def test_live_users_get_what_their_history_gets(
         assert client.delete("/users/user 0").json() == {"forgotten": True}
         gone = client.get("/users/user 0/recommendations").json()
         assert gone["fallback"] == "popularity"
+        # bytes that are no UTF-8 would all read as one user
+        for user in ("%FF", "%FE", "a%C3", "%ED%A0%80"):
+            for refused in (
+                client.post(f"/users/{user}/events", json={"item": "i1"}),
+                client.get(f"/users/{user}/recommendations"),
+                client.delete(f"/users/{user}"),
+            ):
+                assert refused.status_code == 422
+                assert "user: the id in the path is not UTF-8" in refused.json()["error"]
+        for user in ("%EF%BF%BD", "%C3%A9", "\u00e9"):  # what is UTF-8 stays
+            told = client.post(f"/users/{user}/events", json={"item": "i1"})
+            assert told.json() == {"events": 1, "known": 1}
 
 
 def test_concurrent_clients_get_their_own_answers(
