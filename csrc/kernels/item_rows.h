@@ -63,13 +63,21 @@ struct ByteItem {
   }
   template <int L>
   SEQREC_INLINE Floats<L> get(std::int64_t d) const {
-    return load_bytes<L>(at + d) * broadcast<L>(scale);
+    return scaled(load_bytes<L>(at + d));
   }
   template <int L>
   SEQREC_INLINE Floats<L> first(std::int64_t d, std::int64_t n) const {
     std::int8_t part[L] = {};
     for (std::int64_t i = 0; i < n; ++i) part[i] = at[d + i];
-    return load_bytes<L>(part) * broadcast<L>(scale);
+    return scaled(load_bytes<L>(part));
+  }
+  /// Rounded here and now: a sum that follows must not take the product in unrounded.
+  template <typename V>
+  SEQREC_INLINE V scaled(V whole) const {
+    constexpr int kLanes = sizeof(V) / sizeof(float);
+    V value = whole * broadcast<kLanes>(scale);
+    keep_in_register<kLanes>(value);
+    return value;
   }
   static SEQREC_INLINE void fetch(const ItemRows& rows, std::int64_t row, std::int64_t dim) {
     __builtin_prefetch(rows.scales + row);

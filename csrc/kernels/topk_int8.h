@@ -40,8 +40,12 @@ struct TopkInt8 : TopkRows<W> {
   static constexpr int kChains = 4 / kVectors > 0 ? 4 / kVectors : 1;
 
   /// Blocks that are scanned for all queries before the next ones are read.
-  static std::int64_t chunk_blocks(const Int8Items& t) {
-    const std::int64_t blocks = kInt8ChunkBytes / t.block_bytes;
+  ///
+  /// Blocks that have to be laid out: fewer for a few queries, so that reading from memory and
+  /// scanning alternate more often than the processor's own reading ahead comes to rest.
+  static std::int64_t chunk_blocks(const Int8Items& t, const TopkState& s) {
+    const bool often = t.blocks == nullptr && s.num_queries <= kInt8OpeningQueries;
+    const std::int64_t blocks = (often ? kInt8ChunkBytes / 4 : kInt8ChunkBytes) / t.block_bytes;
     return blocks > 0 ? blocks : 1;
   }
 
@@ -131,7 +135,7 @@ struct TopkInt8 : TopkRows<W> {
                                    const Int8Query* queries, std::int64_t q, std::int64_t count,
                                    std::int64_t first, std::int64_t end) {
     const std::int64_t stride = cell_stride(end - first, p.k);
-    const std::int64_t step = chunk_blocks(t);
+    const std::int64_t step = chunk_blocks(t, s);
     for (std::int64_t from = first; from < end; from += step) {
       const std::int64_t to = from + step < end ? from + step : end;
       const std::uint8_t* blocks = blocks_at(p, t, s, from, to);
@@ -445,7 +449,7 @@ struct TopkInt8 : TopkRows<W> {
   static void scan_all(const TopkProblem& p, const Int8Items& t, TopkState& s,
                        const Int8Query* queries, std::int64_t first, std::int64_t end) {
     const std::int64_t opening = kInt8Opening / kInt8Rows;
-    const std::int64_t chunk = chunk_blocks(t);
+    const std::int64_t chunk = chunk_blocks(t, s);
     std::int64_t to = first;
     for (std::int64_t from = first; from < end; from = to) {
       if (s.shared_bound) import_exact_bounds(s);
