@@ -49,11 +49,13 @@ struct Gemm {
       multiply_tile<W, MR, kVectors, kTransposed>(a, lda, b, depth, acc);
     }
     if (columns == kColumns) {
-      for (int v = 0; v < kVectors; ++v) {
-        const F last = bias ? load<W>(bias + v * W) : F{};
-        for (int r = 0; r < MR; ++r) {
+      F last[kVectors];
+      for (int v = 0; v < kVectors; ++v) last[v] = bias ? load<W>(bias + v * W) : F{};
+      // row by row: each row of C is written as a whole
+      for (int r = 0; r < MR; ++r) {
+        for (int v = 0; v < kVectors; ++v) {
           float* to = c + r * ldc + v * W;
-          store<W>(to, (add ? load<W>(to) + acc[r][v] : acc[r][v]) + last);
+          store<W>(to, (add ? load<W>(to) + acc[r][v] : acc[r][v]) + last[v]);
         }
       }
       return;
