@@ -64,7 +64,7 @@ def cases(items: int, queries: int) -> list[Case]:
         if hasattr(retrieval.Index, "filter"):
             add(
                 f"{title}, prepared",
-                lambda index, m=mask: {"filter": index.filter(allow=m)},
+                lambda index, m=mask: {"allow": index.filter(allow=m)},
                 lambda _, m=mask: m,
             )
     few = np.sort(random.choice(items, 100, replace=False))

@@ -333,7 +333,8 @@ struct Topk : TopkRows<W> {
     }
   }
 
-  /// Scans the items begin .. end for the queries of the state. Calls come in ascending order.
+  /// Scans the rows begin .. end (of the list, or of all items) for the queries of the state. Calls
+  /// come in ascending order.
   static void scan(const TopkProblem& p, TopkState& s, std::int64_t begin, std::int64_t end) {
     std::int64_t to = begin;
     for (std::int64_t from = begin; from < end; from = to) {
@@ -345,41 +346,56 @@ struct Topk : TopkRows<W> {
       if (s.shared_bound) import_bounds(s);
       Rows rows = {p.items + from * p.dim, p.bias ? p.bias + from : nullptr, nullptr,
                    static_cast<std::int32_t>(from), to - from};
-      if (s.num_queries <= kFewQueries) {
-        if (p.blocked) list_open(p, s, from, to, rows);
+      const bool few = s.num_queries <= kFewQueries;
+      if (p.listed) {
+        rows = {nullptr, nullptr, p.listed + from, 0, to - from};
+      } else if (p.open) {
+        list_open(p, s, from, to, few, rows);
+      }
+      if (rows.count == 0) continue;
+      if (few) {
         scan_few(p, s, rows);
         continue;
       }
-      if (p.blocked) gather_open(p, s, from, to, rows);
-      if (rows.count == 0) continue;
+      if (rows.ids) gather(p, s, rows);
       scan_many(p, s, rows, copy_tail(p, s, rows));
     }
   }
 
-  /// Names the rows that are not blocked, if any is blocked.
+  /// Names the rows of a chunk that are open, unless they are best read where they lie.
+  ///
+  /// A few queries read side by side rows of which at least a third is open: push then drops the
+  /// others.
   static void list_open(const TopkProblem& p, TopkState& s, std::int64_t from, std::int64_t to,
-                        Rows& rows) {
+                        bool few, Rows& rows) {
     std::int64_t open = 0;
-    for (std::int64_t i = from; i < to; ++i) {
-      s.row_ids[open] = static_cast<std::int32_t>(i);
-      open += p.blocked[i] == 0;
+    for (std::int64_t at = from; at < to;) {
+      const std::int64_t next = at / 64 * 64 + 64 < to ? at / 64 * 64 + 64 : to;
+      std::uint64_t bits = p.open[at / 64] >> (at % 64);
+      if (next - at < 64) bits &= (std::uint64_t{1} << (next - at)) - 1;
+      for (; bits; bits &= bits - 1) {
+        s.row_ids[open++] = static_cast<std::int32_t>(at) + __builtin_ctzll(bits);
+      }
+      at = next;
     }
-    if (open < to - from) rows = {nullptr, nullptr, s.row_ids, 0, open};
+    if (open == to - from || (few && open * 3 >= to - from)) return;
+    rows = {nullptr, nullptr, s.row_ids, 0, open};
   }
 
-  /// Lays the rows that are not blocked side by side, if any is blocked.
-  static void gather_open(const TopkProblem& p, TopkState& s, std::int64_t from, std::int64_t to,
-                          Rows& rows) {
-    list_open(p, s, from, to, rows);
-    if (rows.ids == nullptr) return;
-    const std::int64_t open = rows.count;
-    for (std::int64_t i = 0; i < open; ++i) {
-      const std::int64_t id = s.row_ids[i];
+  /// Lays the rows that are named side by side.
+  static void gather(const TopkProblem& p, TopkState& s, Rows& rows) {
+    constexpr std::int64_t kAhead = 16;  // rows that are asked for before they are copied
+    for (std::int64_t i = 0; i < rows.count; ++i) {
+      if (i + kAhead < rows.count) {
+        const float* next = p.items + std::int64_t{rows.ids[i + kAhead]} * p.dim;
+        for (std::int64_t d = 0; d < p.dim; d += 16) __builtin_prefetch(next + d);
+      }
+      const std::int64_t id = rows.ids[i];
       __builtin_memcpy(s.rows + i * p.dim, p.items + id * p.dim,
                        static_cast<std::size_t>(p.dim) * sizeof(float));
       if (p.bias) s.row_bias[i] = p.bias[id];
     }
-    rows = {s.rows, p.bias ? s.row_bias : nullptr, s.row_ids, 0, open};
+    rows = {s.rows, p.bias ? s.row_bias : nullptr, rows.ids, 0, rows.count};
   }
 
   /// A copy of the last rows of a chunk, with room for whole tiles after them.

@@ -161,6 +161,11 @@ struct TopkRows : TopkCandidates<W> {
     }
   }
 
+  static SEQREC_INLINE void ask_for(const TopkProblem& p, std::int32_t id) {
+    const float* item = p.items + std::int64_t{id} * p.dim;
+    for (std::int64_t d = 0; d < p.dim; d += 16) __builtin_prefetch(item + d);
+  }
+
   /// The items that `rows` names, or rows.first and the following ones.
   template <int QR, std::int64_t kDim>
   static SEQREC_NOINLINE void scan_rows(const TopkProblem& p, TopkState& s, std::int64_t q0,
@@ -176,14 +181,21 @@ struct TopkRows : TopkCandidates<W> {
         scan_items<QR, kDim>(p, s, q0, query, rows, items, row, kRowItems);
       }
     }
+    constexpr std::int64_t kAhead = 3 * kRowItems;  // scattered rows are asked for that early
+    for (std::int64_t at = row; rows.ids && at < rows.count && at < row + kAhead; ++at) {
+      ask_for(p, rows.ids[at]);
+    }
     for (; row < rows.count; row += kRowItems) {
+      for (std::int64_t at = row + kAhead; rows.ids && at < row + kAhead + kRowItems; ++at) {
+        if (at < rows.count) ask_for(p, rows.ids[at]);
+      }
       ScatteredItems items;
       for (int r = 0; r < kRowItems; ++r) {
         const std::int64_t at = row + r < rows.count ? row + r : rows.count - 1;
         items.item[r] = p.items + std::int64_t{rows.id(at)} * p.dim;
       }
       const std::int64_t left = rows.count - row;
-      scan_items<QR, 0>(p, s, q0, query, rows, items, row, left < kRowItems ? left : kRowItems);
+      scan_items<QR, kDim>(p, s, q0, query, rows, items, row, left < kRowItems ? left : kRowItems);
     }
   }
 
