@@ -160,9 +160,7 @@ def measure(
         if rivals:
             row["faiss_ms"], theirs = by_faiss(items, queries, case, threads)
             row["faiss"] = row["faiss_ms"] / row["median_ms"]
-            same = np.mean(
-                [len(np.intersect1d(a, b)) for a, b in zip(found, theirs, strict=False)]
-            )
+            same = np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, theirs, strict=False)])
             if same < K - 0.5:
                 raise SystemExit(f"{case.name}: faiss finds other items ({same:.1f} of {K})")
         rows.append(row)
@@ -192,9 +190,7 @@ def main() -> None:
         search, items = vectors(given.items, given.dim, queries)
         for threads in given.threads:
             for dtype in given.dtype:
-                fresh += measure(
-                    items, search, dtype, threads, given.seconds, not given.no_faiss
-                )
+                fresh += measure(items, search, dtype, threads, given.seconds, not given.no_faiss)
     old = json.loads(given.output.read_text())["rows"] if given.output.exists() else []
     key = ("case", "items", "dim", "queries", "dtype", "threads")
     rows = {tuple(row[name] for name in key): row for row in [*old, *fresh]}

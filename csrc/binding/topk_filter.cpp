@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sets of items, and the top-k search behind them: what seqrec_fast.retrieval filters with.
+#include "ops/topk_filter.h"
+
 #include <algorithm>
 #include <limits>
 #include <memory>
@@ -13,7 +15,6 @@
 #include "binding/binding.h"
 #include "ops/item_set.h"
 #include "ops/topk.h"
-#include "ops/topk_filter.h"
 
 namespace seqrec {
 namespace {

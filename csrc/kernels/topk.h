@@ -364,7 +364,7 @@ struct Topk : TopkRows<W> {
 
   /// Names the rows of a chunk that are open, unless they are best read where they lie.
   ///
-  /// A few queries read side by side rows of which at least a third is open: push then drops the
+  /// A few queries read side by side rows of which at least a fifth is open: push then drops the
   /// others.
   static void list_open(const TopkProblem& p, TopkState& s, std::int64_t from, std::int64_t to,
                         bool few, Rows& rows) {
@@ -378,7 +378,7 @@ struct Topk : TopkRows<W> {
       }
       at = next;
     }
-    if (open == to - from || (few && open * 3 >= to - from)) return;
+    if (open == to - from || (few && open * 5 >= to - from)) return;
     rows = {nullptr, nullptr, s.row_ids, 0, open};
   }
 

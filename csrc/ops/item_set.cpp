@@ -107,8 +107,7 @@ std::int64_t sort_ids(std::int32_t* ids, std::int64_t count, std::int64_t num_it
   return list_bits(bits.data(), words, ids);
 }
 
-ItemSet::ItemSet(std::int64_t size)
-    : size_(size), bits_(static_cast<std::size_t>(words_of(size))) {
+ItemSet::ItemSet(std::int64_t size) : size_(size), bits_(static_cast<std::size_t>(words_of(size))) {
   const std::int64_t words = words_of(size);
   std::fill_n(bits_.data(), words, ~std::uint64_t{0});
   if (words > 0) bits_[word(size - 1)] = real_bits((words - 1) * 64, size);
@@ -121,6 +120,14 @@ ItemSet::ItemSet(const ItemSet& other) : size_(other.size_), bits_(other.bits_.s
 template <typename T>
 std::int64_t ItemSet::apply(const T* ids, std::int64_t count, bool keep) {
   const std::int64_t words = words_of(size_);
+  if (!keep && count < words / 8) {  // sooner than a pass over all items
+    const auto place = std::find_if(ids, ids + count, [&](T id) { return id < 0 || id >= size_; });
+    if (place != ids + count) return place - ids;
+    for (const T* id = ids; id != ids + count; ++id) {
+      bits_[word(*id)] &= ~(std::uint64_t{1} << (*id % 64));
+    }
+    return -1;
+  }
   Scratch<std::uint64_t> marks(words);
   std::fill_n(marks.data(), words, 0);
   const std::int64_t bad = mark(ids, count, size_, marks.data());

@@ -41,8 +41,8 @@ class ItemSet {
   bool holds(std::int64_t id) const { return bits_[word(id)] >> (id % 64) & 1; }
   const std::uint64_t* bits() const { return bits_.data(); }
 
-  /// Leaves only those of a list (`keep`), or takes them out. Returns the place of the first id that
-  /// is out of range, or -1; the set is of no use then.
+  /// Leaves only those of a list (`keep`), or takes them out. Returns the place of the first id
+  /// that is out of range, or -1; the set is of no use then.
   template <typename T>
   std::int64_t apply(const T* ids, std::int64_t count, bool keep);
 

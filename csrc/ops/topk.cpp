@@ -197,8 +197,8 @@ void score_topk(const TopkProblem& problem, int threads, const KernelTable& tabl
   const std::int64_t capacity = round_up(std::max(limit, std::min(kTopkFirst, rows)), kTopkPad);
 
   // On one thread: about 30 multiply-adds a nanosecond, or 12 bytes of items.
-  const double flops = static_cast<double>(p.num_queries) * static_cast<double>(rows) *
-                       static_cast<double>(p.dim);
+  const double flops =
+      static_cast<double>(p.num_queries) * static_cast<double>(rows) * static_cast<double>(p.dim);
   const double bytes = 4.0 * static_cast<double>(rows) * static_cast<double>(p.dim);
   const int worth = threads_worth(std::max(flops / 30.0, bytes / 12.0), threads);
 

@@ -82,7 +82,9 @@ class _Column:
 class Rules:
     """Turns rules into masks over the items, and remembers them."""
 
-    def __init__(self, table: ItemTable | None, separators: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, table: ItemTable | None, separators: Mapping[str, str] | None = None
+    ) -> None:
         """Reads a table; columns are laid out when a rule first asks for them.
 
         Args:
@@ -117,6 +119,8 @@ class Rules:
             key = json.dumps(where, sort_keys=True, default=_plain)
         except (TypeError, ValueError):
             raise InputError("where: holds a value that is no text, number or list") from None
+        except RecursionError:
+            raise InputError("where: conditions lie too deeply within one another") from None
         with self._lock:
             known = self._masks.get(key)
             if known is not None:
@@ -125,8 +129,11 @@ class Rules:
         rule = json.loads(key)
         table = self._table
         found = np.ones(0 if table is None else len(table), dtype=np.bool_)
-        for column, condition in rule.items():
-            found &= self._holds(column, condition, self._values(column), None)
+        try:
+            for column, condition in rule.items():
+                found &= self._holds(column, condition, self._values(column), None)
+        except RecursionError:
+            raise InputError("where: conditions lie too deeply within one another") from None
         found.flags.writeable = False
         with self._lock:
             self._masks[key] = found
