@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +116,8 @@ def by_faiss(items: Any, queries: Any, case: Case, threads: int) -> tuple[float,
     for query, (selector, _) in enumerate(selectors):
         parameters = faiss.SearchParameters(sel=selector)
         one = queries[query : query + 1]
-        times.append(statistics.median(timed(lambda: index.search(one, K, params=parameters), 3)))
+        run = partial(index.search, one, K, params=parameters)
+        times.append(statistics.median(timed(run, 3)))
         ids.append(index.search(one, K, params=parameters)[1][0])
     # one query of faiss runs on one thread; many share the threads evenly at best
     return statistics.mean(times) * len(queries) / min(threads, len(queries)), np.array(ids)

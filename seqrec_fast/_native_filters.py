@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import _C
+from seqrec_fast._arguments import thread_count
 from seqrec_fast._C import ItemSet
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
-from seqrec_fast.native import QuantizedItems, thread_count
+from seqrec_fast.native import QuantizedItems
 
 __all__ = ["ItemSet", "score_topk_filtered"]
 
@@ -44,9 +45,10 @@ def score_topk_filtered(
     Raises:
         InputError: rows or sets that do not fit, or more places than there is memory for.
     """
-    bias, table, rows = None, None, items
     if isinstance(items, QuantizedItems):
         rows, bias, table = items.items, items.bias, items._table
+    else:
+        rows, bias, table = items, None, None
     try:
         if k * len(queries) >= _MOST_PLACES:
             raise MemoryError

@@ -59,7 +59,7 @@ def with_where(model: ServedModel, allowed: Filter, where: Any, users: int) -> F
         kept = rules.mask(where)
         if allowed.per_user is None:
             return Filter(_narrowed(allowed.common, kept), None, allowed.unknown)
-        lists = [_narrowed(own, kept) for own in allowed.per_user]
+        lists: list[NDArray[np.int32] | None] = [_narrowed(own, kept) for own in allowed.per_user]
         return Filter(None, lists, allowed.unknown)
     if not is_list(where):
         raise InputError(

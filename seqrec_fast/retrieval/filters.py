@@ -39,7 +39,7 @@ class Filter:
         return self._open.size
 
     def mask(self) -> NDArray[np.bool_]:
-        """bool ``[size]``: true where the item may be found."""
+        """Bool ``[size]``: true where the item may be found."""
         return self._open.flags()
 
     def __and__(self, other: Filter) -> Filter:
@@ -86,7 +86,7 @@ class Filters:
         if blocked is not None:
             self.open = ItemSet(len(blocked))
             self.open.apply_flags("blocked", blocked, False)
-        self.hidden = () if excluded is None else (excluded,)
+        self.hidden: tuple[JaggedBatch[Any], ...] = () if excluded is None else (excluded,)
         self.only = allowed
         self.__dict__ |= {"blocked": blocked, "excluded": excluded, "allowed": allowed}
 

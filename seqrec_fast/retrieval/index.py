@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import native
-from seqrec_fast._native_filters import ItemSet
 from seqrec_fast._arguments import integer
+from seqrec_fast._native_filters import ItemSet
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.retrieval.filters import (

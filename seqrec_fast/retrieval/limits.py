@@ -42,12 +42,13 @@ class Limits:
         Raises:
             InputError: a column that is not there, or a number below 1.
         """
-        if not isinstance(limit, Mapping) or not limit:
+        given: Any = limit
+        if not isinstance(given, Mapping) or not given:
             raise InputError('limit: expected a mapping of columns to numbers: {"brand": 2}')
         self.most: list[int] = []
         offset = 0
         parts: list[JaggedBatch[Any]] = []
-        for column, most in limit.items():
+        for column, most in given.items():
             whole = isinstance(most, (int, np.integer)) and not isinstance(most, bool)
             if not whole or most < 1:
                 raise InputError(

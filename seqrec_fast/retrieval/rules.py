@@ -104,7 +104,7 @@ class Rules:
         self._lock = threading.Lock()
 
     def mask(self, where: Mapping[str, Any]) -> Mask:
-        """bool ``[items]``, not to be written to: true where all conditions hold.
+        """Truth values ``[items]``, not to be written to: true where all conditions hold.
 
         Raises:
             InputError: a column that is not there, or a condition of another form; the message
