@@ -16,7 +16,7 @@ a list, or ``{"any": [...]}``           that has one of them
 ``None``                                of which nothing is known in this column
 ======================================  =====================================================
 
-A text may be several tags behind one another, separated by ``|`` or by what the rules, or
+Texts that are numbers may be compared by min and max too. A text may be several tags behind one another, separated by ``|`` or by what the rules, or
 ``"separator"`` beside any, all or not, say. An item of which nothing is known meets no condition
 but ``None`` and those with ``not``. A value that no item has is no mistake: it finds nothing.
 """
@@ -100,6 +100,7 @@ class Rules:
             self._values(column)
             _check_separator(column, separator)
         self._columns: dict[tuple[str, str], _Column] = {}
+        self._as_numbers: dict[str, NDArray[np.float64]] = {}
         self._masks: OrderedDict[str, Mask] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -178,6 +179,23 @@ class Rules:
             found = self._columns[(column, used)] = _Column(values, used)
         return found
 
+    def _numbers(self, column: str, values: Any) -> NDArray[Any]:
+        """A column as numbers; of texts, those that are numbers, NaN for the others."""
+        if not isinstance(values, list):
+            return np.asarray(values)
+        found = self._as_numbers.get(column)
+        if found is None:
+            found = np.full(len(values), np.nan)
+            for item, text in enumerate(values):
+                try:
+                    found[item] = np.nan if text is None else float(text)
+                except ValueError:
+                    continue
+            if np.isnan(found).all():
+                raise InputError(f"column {column!r}: 'min' and 'max' need numbers, it holds texts")
+            self._as_numbers[column] = found
+        return found
+
     def _holds(self, column: str, condition: Any, values: Any, separator: str | None) -> Mask:
         if condition is None:
             if isinstance(values, list):
@@ -226,8 +244,8 @@ class Rules:
                 found &= self._holds(column, one, values, separator)
         if "not" in condition:
             found &= ~self._holds(column, condition["not"], values, separator)
-        if ("min" in condition or "max" in condition) and isinstance(values, list):
-            raise InputError(f"column {column!r}: 'min' and 'max' need numbers, it holds texts")
+        if "min" in condition or "max" in condition:
+            values = self._numbers(column, values)
         if "min" in condition:
             found &= values >= _number(column, condition["min"])
         if "max" in condition:

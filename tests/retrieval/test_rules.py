@@ -21,6 +21,7 @@ TABLE = ItemTable(
         "stock": ["True", "false", "yes", None],
         "year": np.array([1990.0, 2001.0, np.nan, 1995.0]),
         "count": np.array([0, 1, 2, 3]),
+        "released": ["1990", "2001", "V", None],
     }
 )
 
@@ -48,6 +49,7 @@ TABLE = ItemTable(
         ({"year": None}, [2]),
         ({"year": 2001}, [1]),
         ({"count": ["2", 3]}, [2, 3]),
+        ({"released": {"max": 1999}}, [0]),
         ({"count": {"max": 1}, "language": "en"}, [0]),
     ],
 )
