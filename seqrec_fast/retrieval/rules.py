@@ -16,8 +16,8 @@ a list, or ``{"any": [...]}``           that has one of them
 ``None``                                of which nothing is known in this column
 ======================================  =====================================================
 
-Texts that are numbers may be compared by min and max too. A text may be several tags behind one another, separated by ``|`` or by what the rules, or
-``"separator"`` beside any, all or not, say. An item of which nothing is known meets no condition
+Texts that are numbers may be compared by min and max too. A text may be several tags behind one
+another, separated by ``|`` or by what the rules, or ``"separator"`` beside any, all or not, say. An item of which nothing is known meets no condition
 but ``None`` and those with ``not``. A value that no item has is no mistake: it finds nothing.
 """
 
