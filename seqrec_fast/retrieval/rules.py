@@ -17,8 +17,9 @@ a list, or ``{"any": [...]}``           that has one of them
 ======================================  =====================================================
 
 Texts that are numbers may be compared by min and max too. A text may be several tags behind one
-another, separated by ``|`` or by what the rules, or ``"separator"`` beside any, all or not, say. An item of which nothing is known meets no condition
-but ``None`` and those with ``not``. A value that no item has is no mistake: it finds nothing.
+another, separated by ``|`` or by what the rules, or ``"separator"`` beside any, all or not, say. An
+item of which nothing is known meets no condition but ``None`` and those with ``not``. A value that
+no item has is no mistake: it finds nothing.
 """
 
 from __future__ import annotations
