@@ -83,7 +83,10 @@ seqrec::TopkProblem problem(const Case& c, const Data& d) {
           c.queries,
           c.items,
           c.dim,
-          c.k};
+          c.k,
+          nullptr,
+          nullptr,
+          0};
 }
 
 Result poisoned(const Case& c) {
