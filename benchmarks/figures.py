@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_figures import kernel_table, topk_table
+from benchmarks.retrieval_figures import filters_table
 from benchmarks.serving_figures import (
     engine_table,
     serving_rows,
@@ -43,6 +44,7 @@ PAGES = (
     ROOT / "docs" / "engine.md",
     ROOT / "docs" / "serving.md",
     ROOT / "docs" / "sessions.md",
+    ROOT / "docs" / "filters.md",
     *sorted((ROOT / "docs" / "ops").glob("*.md")),
 )
 
@@ -208,6 +210,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engine": partial(engine_table, RESULTS),
     "serving": partial(serving_table, RESULTS),
     "sessions": partial(sessions_table, RESULTS),
+    "filters": partial(filters_table, RESULTS),
     **{name: partial(kernel_table, name, KERNELS, "../assets") for name in OPERATIONS},
 }
 

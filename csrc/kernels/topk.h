@@ -341,7 +341,8 @@ struct Topk : TopkRows<W> {
     }
   }
 
-  /// Scans the items begin .. end for the queries of the state. Calls come in ascending order.
+  /// Scans the rows begin .. end (of the list, or of all items) for the queries of the state. Calls
+  /// come in ascending order.
   static void scan(const TopkProblem& p, TopkState& s, std::int64_t begin, std::int64_t end) {
     std::int64_t to = begin;
     for (std::int64_t from = begin; from < end; from = to) {
@@ -354,9 +355,14 @@ struct Topk : TopkRows<W> {
       if (s.shared_bound) import_bounds(s);
       Rows rows = {nullptr, p.bias ? p.bias + from : nullptr, nullptr,
                    static_cast<std::int32_t>(from), to - from};
-      if (p.blocked) list_open(p, s, from, to, rows);
+      const bool few = s.num_queries <= kFewQueries;
+      if (p.listed) {
+        rows = {nullptr, nullptr, p.listed + from, 0, to - from};
+      } else if (p.open) {
+        list_open(p, s, from, to, few, rows);
+      }
       if (rows.count == 0) continue;
-      if (s.num_queries <= kFewQueries) {
+      if (few) {
         with_item_form(p.items, [&](auto form) {
           TopkRows<W>::template scan_few<decltype(form)>(p, s, rows);
         });
@@ -371,15 +377,24 @@ struct Topk : TopkRows<W> {
     }
   }
 
-  /// Names the rows that are not blocked, if any is blocked.
+  /// Names the rows of a chunk that are open, unless they are best read where they lie.
+  ///
+  /// A few queries read side by side rows of which at least a fifth is open: push then drops the
+  /// others.
   static void list_open(const TopkProblem& p, TopkState& s, std::int64_t from, std::int64_t to,
-                        Rows& rows) {
+                        bool few, Rows& rows) {
     std::int64_t open = 0;
-    for (std::int64_t i = from; i < to; ++i) {
-      s.row_ids[open] = static_cast<std::int32_t>(i);
-      open += p.blocked[i] == 0;
+    for (std::int64_t at = from; at < to;) {
+      const std::int64_t next = at / 64 * 64 + 64 < to ? at / 64 * 64 + 64 : to;
+      std::uint64_t bits = p.open[at / 64] >> (at % 64);
+      if (next - at < 64) bits &= (std::uint64_t{1} << (next - at)) - 1;
+      for (; bits; bits &= bits - 1) {
+        s.row_ids[open++] = static_cast<std::int32_t>(at) + __builtin_ctzll(bits);
+      }
+      at = next;
     }
-    if (open < to - from) rows = {nullptr, nullptr, s.row_ids, 0, open};
+    if (open == to - from || (few && open * 5 >= to - from)) return;
+    rows = {nullptr, nullptr, s.row_ids, 0, open};
   }
 
   /// Lays the rows side by side as float32.

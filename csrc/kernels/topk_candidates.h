@@ -9,6 +9,11 @@
 namespace seqrec {
 namespace SEQREC_ISA {
 
+/// Whether item `id` may be chosen.
+SEQREC_INLINE bool is_open(const std::uint64_t* open, std::int32_t id) {
+  return open[id / 64] >> (id % 64) & 1;
+}
+
 template <int W>
 struct TopkCandidates {
   /// Raises the thresholds to what other threads have already found.
@@ -45,6 +50,7 @@ struct TopkCandidates {
 
   static SEQREC_INLINE void push(const TopkProblem& p, TopkState& s, std::int64_t q, float score,
                                  std::int32_t id) {
+    if (p.open && !is_open(p.open, id)) return;
     if (p.seen.values) {
       const std::int64_t end = p.seen.offsets[s.first_query + q + 1];
       std::int64_t next = s.seen_next[q];

@@ -163,7 +163,7 @@ struct TopkInt8 : TopkRows<W> {
     const Factors<kQuads> factors(given);
     const Int8Query query = given;
     const std::int64_t bytes = t.block_bytes;
-    const bool hides = p.blocked != nullptr || p.seen.values != nullptr;
+    const bool hides = p.open != nullptr || p.seen.values != nullptr;
     const std::int64_t whole = p.num_items / kInt8Rows;
     std::int64_t at = (from - first) % stride;
     float* cells = kept + kInt8Opening;
@@ -183,9 +183,7 @@ struct TopkInt8 : TopkRows<W> {
       }
       if (__builtin_expect(hides || b >= whole, 0)) {
         const std::uint32_t hidden = hidden_bits(p, s, q, b);
-        for (int i = 0; hidden != 0 && i < kInt8Rows; ++i) {
-          if (hidden >> i & 1) low[i / W][i % W] = -kInfinity;
-        }
+        for (int v = 0; hidden != 0 && v < kVectors; ++v) low[v] = hide(low[v], hidden >> (v * W));
       }
       for (int v = 0; v < kVectors; ++v) {
         const F before = place < stride ? low[v] : load<W>(cell + v * W);
@@ -200,9 +198,18 @@ struct TopkInt8 : TopkRows<W> {
     const std::int64_t first = block * kInt8Rows;
     std::uint32_t bits = 0;
     if (first + kInt8Rows > p.num_items) bits |= ~0u << (p.num_items - first);
-    if (p.blocked) bits |= blocked_bits(p, first);
+    if (p.open) bits |= ~open_bits(p, block);
     if (p.seen.values) bits |= seen_bits(p, s, q, first);
     return bits;
+  }
+
+  /// -inf in the lanes whose bit is set.
+  static SEQREC_INLINE F hide(F values, std::uint32_t bits) {
+    I lane;
+    for (int i = 0; i < W; ++i) lane[i] = 1 << i;
+    const I hidden = (broadcast<W>(static_cast<std::int32_t>(bits)) & lane) != 0;
+    return floats_of<W>((bits_of<W>(broadcast<W>(-kInfinity)) & hidden) |
+                        (bits_of<W>(values) & ~hidden));
   }
 
   /// At least k items reach the k-th best of the cells.
@@ -230,7 +237,7 @@ struct TopkInt8 : TopkRows<W> {
         // Turned round, so that what is not a number stays.
         bits |= mask_bits<W>(greater<W>(need, load<W>(kept + b * kInt8Rows + v * W))) << (v * W);
       }
-      hits[b] = static_cast<std::uint16_t>(~bits);
+      hits[b] = static_cast<std::uint16_t>(p.open ? ~bits & open_bits(p, first + b) : ~bits);
     }
     for (std::int64_t b = 0; b < blocks; ++b) {
       if (__builtin_expect(hits[b] == 0, 1)) continue;
@@ -259,6 +266,8 @@ struct TopkInt8 : TopkRows<W> {
     const std::int64_t quads = kQuads > 0 ? kQuads : t.quads;
     const Factors<kQuads> factors(query);
     for (std::int64_t b = first; b < end; ++b, block += t.block_bytes) {
+      const std::uint32_t open = p.open ? open_bits(p, b) : 0xffffu;
+      if (open == 0) continue;
       const Int8Bounds& bounds = t.bounds[b];
       const float margin = margin_of(bounds, query);
       const float slack = kBias ? query.slack + bounds.bias_slack : query.slack;
@@ -270,7 +279,7 @@ struct TopkInt8 : TopkRows<W> {
         // Turned round, so that what is not a number stays.
         bits |= mask_bits<W>(greater<W>(need, upper[v])) << (v * W);
       }
-      bits ^= 0xffffu;
+      bits = ~bits & open;
       if (__builtin_expect(bits != 0, 0)) {
         F kept[kVectors];
         for (int v = 0; v < kVectors; ++v) kept[v] = upper[v];
@@ -289,7 +298,6 @@ struct TopkInt8 : TopkRows<W> {
                                       const float* scale, float margin, float slack) {
     const std::int64_t first = block * kInt8Rows;
     if (first + kInt8Rows > p.num_items) bits &= (1u << (p.num_items - first)) - 1;
-    if (p.blocked) bits &= ~blocked_bits(p, first);
     if (p.seen.values) bits &= ~seen_bits(p, s, q, first);
     float high[kInt8Rows], low[kInt8Rows];
     for (int v = 0; v < kVectors; ++v) {
@@ -315,12 +323,10 @@ struct TopkInt8 : TopkRows<W> {
     s.count[q] = at - q * s.capacity;
   }
 
-  static std::uint32_t blocked_bits(const TopkProblem& p, std::int64_t first) {
-    std::uint32_t bits = 0;
-    for (std::int64_t i = 0; i < kInt8Rows && first + i < p.num_items; ++i) {
-      bits |= static_cast<std::uint32_t>(p.blocked[first + i] != 0) << i;
-    }
-    return bits;
+  /// Items of a block that may be chosen, so far as the filter of all queries says.
+  static SEQREC_INLINE std::uint32_t open_bits(const TopkProblem& p, std::int64_t block) {
+    constexpr std::int64_t kBlocks = 64 / kInt8Rows;  // of a word
+    return p.open[block / kBlocks] >> (block % kBlocks * kInt8Rows) & 0xffffu;
   }
 
   /// Items of a block that the query has seen. Blocks come in ascending order.

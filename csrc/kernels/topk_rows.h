@@ -182,14 +182,21 @@ struct TopkRows : TopkCandidates<W> {
         scan_items<QR, kDim>(p, s, q0, query, rows, items, row, kRowItems);
       }
     }
+    constexpr std::int64_t kAhead = 3 * kRowItems;  // scattered rows are asked for that early
+    for (std::int64_t at = row; rows.ids && at < rows.count && at < row + kAhead; ++at) {
+      Item::fetch(table, rows.ids[at], p.dim);
+    }
     for (; row < rows.count; row += kRowItems) {
+      for (std::int64_t at = row + kAhead; rows.ids && at < row + kAhead + kRowItems; ++at) {
+        if (at < rows.count) Item::fetch(table, rows.ids[at], p.dim);
+      }
       ScatteredItems<Item> items;
       for (int r = 0; r < kRowItems; ++r) {
         const std::int64_t at = row + r < rows.count ? row + r : rows.count - 1;
         items.item[r] = Item::of(table, rows.id(at), p.dim);
       }
       const std::int64_t left = rows.count - row;
-      scan_items<QR, 0>(p, s, q0, query, rows, items, row, left < kRowItems ? left : kRowItems);
+      scan_items<QR, kDim>(p, s, q0, query, rows, items, row, left < kRowItems ? left : kRowItems);
     }
   }
 

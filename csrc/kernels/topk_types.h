@@ -20,6 +20,11 @@ struct TopkProblem {
   std::int64_t num_items;  // below 2^31
   std::int64_t dim;        // at least 1
   std::int64_t k;          // at least 1
+
+  // Made of `blocked` and other filters by ops/topk_filter.h; what the kernels look at.
+  const std::uint64_t* open;   // bit i of the whole: item i may be chosen; null: all may
+  const std::int32_t* listed;  // ascending: scan these items alone, wherever they lie; or null
+  std::int64_t num_listed;
 };
 
 /// Items as bytes, sixteen a block: what the scan of topk_int8.h reads.

@@ -9,6 +9,7 @@
 #include "base/round_up.h"
 #include "base/scratch.h"
 #include "base/thread_pool.h"
+#include "ops/topk_filter.h"
 
 namespace seqrec {
 namespace {
@@ -24,7 +25,7 @@ class Workspace {
   Workspace(const TopkProblem& p, const KernelTable& table, std::int64_t queries,
             std::int64_t limit, std::int64_t capacity, std::int32_t* bound)
       : Workspace(p, round_up(queries, kTopkQueryPad),
-                  std::min(table.topk->chunk_rows(p.dim), p.num_items) + kTopkRowPad, queries,
+                  std::min(table.topk->chunk_rows(p.dim), scanned_rows(p)) + kTopkRowPad, queries,
                   limit, capacity, bound) {}
 
   void begin(const TopkProblem& p, const KernelTable& table, std::int64_t first,
@@ -100,7 +101,7 @@ void split_queries(const Plan& plan) {
       if (first >= p.num_queries) return;
       work.begin(p, plan.table, first, std::min(plan.group, p.num_queries - first));
       TopkState& s = work.state();
-      plan.table.topk->scan(p, s, 0, p.num_items);
+      plan.table.topk->scan(p, s, 0, scanned_rows(p));
       for (std::int64_t q = 0; q < s.num_queries; ++q) {
         plan.finish(s.scores + q * s.capacity, s.ids + q * s.capacity, s.count[q], first + q);
       }
@@ -112,7 +113,7 @@ void split_queries(const Plan& plan) {
 void split_items(const Plan& plan) {
   const TopkProblem& p = plan.p;
   const std::int64_t chunk = plan.table.topk->chunk_rows(p.dim);
-  const std::int64_t wanted = p.num_items / (plan.threads * kPieces);
+  const std::int64_t rows = scanned_rows(p), wanted = rows / (plan.threads * kPieces);
   const std::int64_t piece = std::max(chunk, round_up(wanted, chunk));
   Scratch<std::int32_t> bound(p.num_queries);
   std::fill_n(bound.data(), p.num_queries, INT32_MIN);
@@ -129,8 +130,8 @@ void split_items(const Plan& plan) {
       mine->begin(p, plan.table, first, queries);
       for (;;) {
         const std::int64_t from = next.fetch_add(1, std::memory_order_relaxed) * piece;
-        if (from >= p.num_items) return;
-        plan.table.topk->scan(p, mine->state(), from, std::min(from + piece, p.num_items));
+        if (from >= rows) return;
+        plan.table.topk->scan(p, mine->state(), from, std::min(from + piece, rows));
       }
     });
     const auto merge = [&](std::int64_t begin, std::int64_t end) {
@@ -150,7 +151,7 @@ void split_items(const Plan& plan) {
         plan.finish(scores.data(), ids.data(), total, first + q);
       }
     };
-    const double cost = 60.0 * static_cast<double>(queries * std::min(p.k, p.num_items));
+    const double cost = 60.0 * static_cast<double>(queries * std::min(p.k, rows));
     const int shares = threads_worth(cost, plan.threads);
     parallel(shares, shares, [&](std::int64_t share) {
       merge(queries * share / shares, queries * (share + 1) / shares);
@@ -160,16 +161,23 @@ void split_items(const Plan& plan) {
 
 }  // namespace
 
-std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen) {
+std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen, std::int64_t num_items,
+                                      int threads) {
+  const auto row_sorted = [&](std::int64_t row) {
+    return std::is_sorted(seen.values + seen.offsets[row], seen.values + seen.offsets[row + 1]);
+  };
   bool sorted = true;
-  for (std::int64_t row = 0; row < seen.rows && sorted; ++row) {
-    sorted = std::is_sorted(seen.values + seen.offsets[row], seen.values + seen.offsets[row + 1]);
-  }
+  for (std::int64_t row = 0; row < seen.rows && sorted; ++row) sorted = row_sorted(row);
   if (sorted) return {};
   std::vector<std::int32_t> copy(seen.values, seen.values + seen.offsets[seen.rows]);
-  for (std::int64_t row = 0; row < seen.rows; ++row) {
-    std::sort(copy.begin() + seen.offsets[row], copy.begin() + seen.offsets[row + 1]);
-  }
+  const int worth = threads_worth(10.0 * static_cast<double>(copy.size()), threads);
+  parallel(seen.rows, worth, [&](std::int64_t row) {
+    if (row_sorted(row)) return;
+    std::int32_t* ids = copy.data() + seen.offsets[row];
+    const std::int64_t count = seen.offsets[row + 1] - seen.offsets[row];
+    const std::int64_t fresh = sort_ids(ids, count, num_items);
+    for (std::int64_t i = fresh; i < count; ++i) ids[i] = ids[fresh - 1];
+  });
   return copy;
 }
 
@@ -179,19 +187,20 @@ void score_topk(const TopkProblem& problem, int threads, const KernelTable& tabl
   if (p.num_queries == 0) return;
   std::vector<std::int32_t> seen;
   if (p.seen.values != nullptr) {
-    seen = sorted_seen(p.seen);
+    seen = sorted_seen(p.seen, p.num_items, threads);
     if (!seen.empty()) p.seen.values = seen.data();
   }
+  const OpenRows open(p, false);
+  const std::int64_t rows = scanned_rows(p);
   // Twice k, so that a list is cut down once in k candidates; never more than there are items.
-  const std::int64_t limit = std::max(2 * std::min(p.k, p.num_items), std::int64_t{64});
-  const std::int64_t capacity =
-      round_up(std::max(limit, std::min(kTopkFirst, p.num_items)), kTopkPad);
+  const std::int64_t limit = std::max(2 * std::min(p.k, rows), std::int64_t{64});
+  const std::int64_t capacity = round_up(std::max(limit, std::min(kTopkFirst, rows)), kTopkPad);
 
   // On one thread: about 30 multiply-adds a nanosecond, or 12 bytes of items.
-  const double flops = static_cast<double>(p.num_queries) * static_cast<double>(p.num_items) *
-                       static_cast<double>(p.dim);
+  const double flops =
+      static_cast<double>(p.num_queries) * static_cast<double>(rows) * static_cast<double>(p.dim);
   const double width = p.items.floats != nullptr ? 4.0 : p.items.halves != nullptr ? 2.0 : 1.0;
-  const double bytes = width * static_cast<double>(p.num_items) * static_cast<double>(p.dim);
+  const double bytes = width * static_cast<double>(rows) * static_cast<double>(p.dim);
   const int worth = threads_worth(std::max(flops / 30.0, bytes / 12.0), threads);
 
   Plan plan{p, table, worth, limit, capacity, 1, out_scores, out_ids};

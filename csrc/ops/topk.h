@@ -20,7 +20,9 @@ namespace seqrec {
 void score_topk(const TopkProblem& problem, int threads, const KernelTable& table,
                 float* out_scores, std::int64_t* out_ids);
 
-/// The seen lists in ascending order: empty where they are so already, else a sorted copy.
-std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen);
+/// The seen lists in ascending order: empty where they are so already, else a sorted copy. An id
+/// that stands twice in a list does so there, or its largest one does.
+std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen, std::int64_t num_items,
+                                      int threads);
 
 }  // namespace seqrec

@@ -14,6 +14,7 @@
 #include "base/scratch.h"
 #include "base/thread_pool.h"
 #include "ops/topk.h"
+#include "ops/topk_filter.h"
 
 namespace seqrec {
 namespace {
@@ -338,9 +339,11 @@ void score_topk_int8(const TopkProblem& problem, const Int8Items& items, int thr
   if (p.num_queries == 0) return;
   std::vector<std::int32_t> seen;
   if (p.seen.values != nullptr) {
-    seen = sorted_seen(p.seen);
+    seen = sorted_seen(p.seen, p.num_items, threads);
     if (!seen.empty()) p.seen.values = seen.data();
   }
+  const OpenRows open(p, true);
+  if (p.listed != nullptr) return score_topk(p, threads, table, out_scores, out_ids);
   // Runs of queries whose bounds hold, and of others, which float32 serves.
   for (std::int64_t first = 0, end = 0; first < p.num_queries; first = end) {
     const bool bounded = Int8Queries::bounded(p.queries + first * p.dim, p.dim);

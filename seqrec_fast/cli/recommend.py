@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from seqrec_fast.cli.console import check_threads, print_json, read_ids, say, table, whole_number
+from seqrec_fast.cli.rule_options import add_rule_arguments, read_limits, read_where
 from seqrec_fast.errors import InputError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -17,6 +18,7 @@ examples:
   seqrec-fast recommend bundle --history "318,296,593"
   seqrec-fast recommend bundle --history "B004OHQR1Q" --k 5 --json
   seqrec-fast recommend bundle --history "a,b" --allow @in-stock.txt --deny "c,d"
+  seqrec-fast recommend bundle --history "a,b" --where "genre=Drama|Crime" --limit brand=2
 
 Ids are those of the log, oldest first; an id with a comma stands in double quotes. Ids that the
 bundle does not know are ignored and named; where none is known, the most popular items are given,
@@ -38,6 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--allow", metavar="IDS", help="only these: a,b,c or @FILE, one id a line")
     parser.add_argument("--deny", metavar="IDS", help="never these: a,b,c or @FILE, one id a line")
+    add_rule_arguments(parser)
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="(default: all cores)")
     parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
@@ -50,6 +53,7 @@ def run(args: Namespace) -> int:
     history = _ids("--history", args.history)
     allow = None if args.allow is None else _ids("--allow", args.allow)
     deny = None if args.deny is None else _ids("--deny", args.deny)
+    where, limit = read_where(args), read_limits(args)
 
     from seqrec_fast.engine import Recommender
 
@@ -57,7 +61,13 @@ def run(args: Namespace) -> int:
         args.bundle, threads=check_threads(args.threads), device=args.device
     )
     answer = recommender.recommend(
-        [history], k=args.k, exclude_seen=not args.include_seen, allow=allow, deny=deny
+        [history],
+        k=args.k,
+        exclude_seen=not args.include_seen,
+        allow=allow,
+        deny=deny,
+        where=where,
+        limit=limit,
     )[0]
     rows: list[dict[str, Any]] = [
         {"rank": rank, "item": item, "title": title, "score": score}

@@ -9,7 +9,7 @@ change, so that any number of threads may share one Recommender.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from seqrec_fast.engine.requests import (
     shown,
     whole_number,
 )
+from seqrec_fast.engine.rules import rank_limited, read_limit, with_where
 from seqrec_fast.engine.selection import best, common_mask, row_blocks, select_for_all
 from seqrec_fast.engine.served import ServedModel, Source, open_model
 from seqrec_fast.errors import InputError
@@ -40,6 +41,7 @@ from seqrec_fast.jagged import JaggedBatch
 
 if TYPE_CHECKING:
     from seqrec_fast.engine.sessions import Sessions
+    from seqrec_fast.retrieval.limits import Limits
 
 __all__ = ["Recommendation", "Recommender"]
 
@@ -121,6 +123,8 @@ class Recommender:
         exclude_seen: bool = True,
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
+        where: Any = None,
+        limit: Mapping[str, int] | None = None,
     ) -> list[Recommendation]:
         """The best items for each user.
 
@@ -133,6 +137,8 @@ class Recommender:
             allow: rank these items only; ids for all users, or a list of one iterable of ids (or
                 ``None``) a user. An empty list allows nothing.
             deny: never these; in the same two forms. ``deny`` wins over ``allow``.
+            where: a rule over the item table for all users, or a list of one (or ``None``) a user.
+            limit: column → how many items of each of its categories a user may get.
 
         Returns:
             One :class:`Recommendation` a user, in the order of ``histories``. Equal scores stand
@@ -143,18 +149,20 @@ class Recommender:
         """
         model = self._current
         count = min(whole_number("k", k), len(model.items))
-        if allow is None and deny is None:
+        if allow is None and deny is None and where is None and limit is None:
             plain = self._plain(model, histories, count, bool(exclude_seen))
             if plain is not None:
                 return plain
         parsed = parse_histories(histories, model.items)
         users = len(parsed.known)
-        allowed = parse_filter("allow", allow, users, model.items)
+        allowed = with_where(model, parse_filter("allow", allow, users, model.items), where, users)
+        limits = read_limit(model, limit)
         denied = parse_filter("deny", deny, users, model.items)
         answers: list[Recommendation] = []
         for begin in range(0, users, _USERS_AT_ONCE):
             rows = np.arange(begin, min(begin + _USERS_AT_ONCE, users))
-            answers += self._answer(model, rows, parsed, count, bool(exclude_seen), allowed, denied)
+            asked = parsed, count, bool(exclude_seen), allowed, denied, limits
+            answers += self._answer(model, rows, *asked)
         return answers
 
     def recommend_arrays(
@@ -448,10 +456,12 @@ class Recommender:
         exclude_seen: bool,
         allowed: Filter,
         denied: Filter,
+        limits: Limits | None,
     ) -> list[Recommendation]:
         """Recommendations of some users of a request."""
         known = histories.known.select(rows)
-        scores, ids = self._rank(model, known, k, exclude_seen, allowed, denied, rows)
+        asked = model, known, k, exclude_seen, allowed, denied, rows
+        scores, ids = rank_limited(self._rank, *asked, limits) if limits else self._rank(*asked)
         has_history = known.lengths > 0
         return [
             Recommendation.of(

@@ -5,6 +5,22 @@ from __future__ import annotations
 
 from seqrec_fast.retrieval.exact import ExactIndex
 from seqrec_fast.retrieval.factory import KINDS, build, load
+from seqrec_fast.retrieval.filters import Filter
 from seqrec_fast.retrieval.index import METRICS, Found, Index, Metric
+from seqrec_fast.retrieval.limits import Limits, search_limited
+from seqrec_fast.retrieval.rules import Rules
 
-__all__ = ["KINDS", "METRICS", "ExactIndex", "Found", "Index", "Metric", "build", "load"]
+__all__ = [
+    "KINDS",
+    "METRICS",
+    "ExactIndex",
+    "Filter",
+    "Found",
+    "Index",
+    "Limits",
+    "Metric",
+    "Rules",
+    "build",
+    "load",
+    "search_limited",
+]

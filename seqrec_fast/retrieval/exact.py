@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import native
+from seqrec_fast._native_filters import score_topk_filtered
 from seqrec_fast.errors import InputError
 from seqrec_fast.retrieval.filters import Filters
 from seqrec_fast.retrieval.index import Float, Found, Index, Metric, Rows, first_not_finite
@@ -17,9 +18,6 @@ from seqrec_fast.retrieval.options import ExactOptions
 
 __all__ = ["ExactIndex"]
 
-# An allow list of one query that is shorter than this share of the items is searched by copying
-# its vectors together; a longer one in place, behind a mask.
-_COPY_SHARE = 8
 # An array that has to grow grows by this share, so that adding one by one costs little each.
 _GROWTH = 8
 
@@ -125,44 +123,14 @@ class ExactIndex(Index):
         self, state: _State, queries: Float, k: int, filters: Filters, threads: int | None
     ) -> Found:
         items = state.items if state.table is None else state.table
-        if filters.allowed is None:
-            return Found(
-                *native.score_topk(
-                    queries,
-                    items,
-                    k,
-                    seen=filters.excluded,
-                    blocked=filters.blocked,
-                    threads=threads,
-                )
+        return Found(
+            *score_topk_filtered(
+                queries,
+                items,
+                k,
+                open=filters.open,
+                hidden=filters.hidden,
+                allowed=filters.only,
+                threads=threads,
             )
-        return self._search_each(state, queries, k, filters, threads)
-
-    def _search_each(
-        self, state: _State, queries: Float, k: int, filters: Filters, threads: int | None
-    ) -> Found:
-        """Each query among the items allowed to it alone."""
-        # One search of no queries checks k and threads even if no query follows.
-        native.score_topk(queries[:0], state.items[:0], k, threads=threads)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        ids = np.full((len(queries), k), -1, dtype=np.int64)
-        assert filters.allowed is not None
-        for row, listed in enumerate(filters.allowed):
-            if not len(listed):
-                continue
-            query = queries[row : row + 1]
-            if len(listed) * _COPY_SHARE < state.size:
-                # Ascending order keeps the rule for equal scores.
-                found, place = native.score_topk(
-                    query, state.items[listed], min(k, len(listed)), threads=threads
-                )
-                ids[row, : place.shape[1]] = np.where(place >= 0, listed[place], -1)[0]
-                scores[row, : place.shape[1]] = found[0]
-            else:
-                mask = np.ones(state.size, dtype=np.bool_)
-                mask[listed] = False
-                items = state.items if state.table is None else state.table
-                scores[row : row + 1], ids[row : row + 1] = native.score_topk(
-                    query, items, k, blocked=mask, threads=threads
-                )
-        return Found(scores, ids)
+        )

@@ -21,9 +21,17 @@ from numpy.typing import ArrayLike, NDArray
 from seqrec_fast import native
 from seqrec_fast._arguments import integer
 from seqrec_fast._files import checked_path
+from seqrec_fast._native_filters import ItemSet
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
-from seqrec_fast.retrieval.filters import Filters, Indices, item_ids, read_filters
+from seqrec_fast.retrieval.filters import (
+    Filter,
+    Filters,
+    Indices,
+    common_set,
+    item_ids,
+    read_filters,
+)
 from seqrec_fast.retrieval.storage import write_index
 
 __all__ = ["METRICS", "Found", "Index", "Metric", "Rows", "vector_rows"]
@@ -140,9 +148,10 @@ class Index(ABC):
                 normalised; a zero vector, query or item, has the similarity 0 to everything.
             k: how many items a query gets, at least 1; may exceed the number of items.
             exclude: item ids to leave out, one row a query.
-            allow: the only items to find: ids, or a bool mask ``[size]``, for all queries; or a
-                :class:`JaggedBatch` of ids, one row a query. An empty list allows nothing.
-            deny: items that may not be found, in the same three forms.
+            allow: the only items to find: ids, a bool mask ``[size]`` or a :class:`Filter`, for
+                all queries; or a :class:`JaggedBatch` of ids, one row a query. An empty list
+                allows nothing.
+            deny: items that may not be found, in the same forms.
             threads: cores to use at most; ``None`` takes those of the library.
 
         Returns:
@@ -157,6 +166,28 @@ class Index(ABC):
         state = self._state()
         filters = read_filters(len(vectors), state.size, state.removed, exclude, allow, deny)
         return self._search(state, vectors, wanted, filters, threads)
+
+    def filter(
+        self, allow: ArrayLike | Filter | None = None, deny: ArrayLike | Filter | None = None
+    ) -> Filter:
+        """A filter for many searches: its ids are checked and laid out once.
+
+        Args:
+            allow: the only items to find, as ids, a bool mask or a filter; ``None``: all.
+            deny: items that may not be found, in the same forms.
+
+        Returns:
+            What :meth:`search` takes as ``allow``. Removals are seen to at each search; after
+            :meth:`add` a filter has to be made again.
+
+        Raises:
+            InputError: not integers, an id out of range, or lists of single queries.
+        """
+        for name, listed in (("allow", allow), ("deny", deny)):
+            if isinstance(listed, JaggedBatch):
+                raise InputError(f"{name}: lists of single queries belong to the search")
+        size = self._state().size
+        return Filter(common_set(size, None, allow, deny) or ItemSet(size))
 
     def vectors(self, ids: ArrayLike) -> Float:
         """float32 ``[n, dim]``: the vectors of some items as they are searched.

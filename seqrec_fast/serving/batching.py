@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from queue import SimpleQueue
 from threading import Thread
@@ -27,7 +27,7 @@ from seqrec_fast.engine.recommender import Recommendation, Recommender
 from seqrec_fast.engine.requests import whole_number
 from seqrec_fast.errors import InputError
 from seqrec_fast.serving.answers import Answer, Closed, Counters, DeadlineExceeded, Overloaded
-from seqrec_fast.serving.calls import Request, answer, groups
+from seqrec_fast.serving.calls import Request, answer, groups, rules_key
 
 __all__ = ["AsyncRecommender"]
 
@@ -96,6 +96,8 @@ class AsyncRecommender:
         allow: Sequence[Any] | None = None,
         deny: Sequence[Any] | None = None,
         *,
+        where: Mapping[str, Any] | None = None,
+        limit: Mapping[str, int] | None = None,
         deadline: float | None = None,
     ) -> Recommendation:
         """The best items for one user, as :meth:`Recommender.recommend` gives them.
@@ -106,6 +108,8 @@ class AsyncRecommender:
             exclude_seen: leave out the items of the history.
             allow: rank these items only.
             deny: never these.
+            where: a rule over the item table.
+            limit: column → most items of each of its categories.
             deadline: seconds from now after which the answer is of no use.
 
         Raises:
@@ -115,7 +119,14 @@ class AsyncRecommender:
             Closed: the front takes nothing more.
         """
         answer = await self.ask(
-            [history], k, exclude_seen=exclude_seen, allow=allow, deny=deny, deadline=deadline
+            [history],
+            k,
+            exclude_seen=exclude_seen,
+            allow=allow,
+            deny=deny,
+            where=where,
+            limit=limit,
+            deadline=deadline,
         )
         return answer.results[0]
 
@@ -127,6 +138,8 @@ class AsyncRecommender:
         exclude_seen: bool = True,
         allow: Sequence[Any] | None = None,
         deny: Sequence[Any] | None = None,
+        where: Mapping[str, Any] | None = None,
+        limit: Mapping[str, int] | None = None,
         deadline: float | None = None,
     ) -> asyncio.Future[Answer]:
         """:meth:`recommend` for several users with the same options, telling what it cost.
@@ -136,7 +149,10 @@ class AsyncRecommender:
         """
         request = self._admit(histories)
         request.allow, request.deny = allow, deny
-        request.key = (k, bool(exclude_seen), allow is not None or deny is not None)
+        given = (("where", where), ("limit", limit))
+        request.rules = {name: dict(rule) for name, rule in given if rule is not None}
+        filtered = allow is not None or deny is not None
+        request.key = (k, bool(exclude_seen), filtered, rules_key(request.rules))
         return self._enter(request, deadline)
 
     def run(self, call: Callable[[], Any], *, deadline: float | None = None) -> asyncio.Future[Any]:

@@ -21,7 +21,8 @@ from seqrec_fast.serving.limits import Limits
 __all__ = ["Ask", "Refused", "answer_object", "dump", "parse_ask", "parse_events", "parse_object",
            "parse_query", "parse_similar"]  # fmt: skip
 
-_ASK = ("history", "histories", "k", "exclude_seen", "allow", "deny", "titles", "deadline_ms")
+_ASK = ("history", "histories", "k", "exclude_seen", "allow", "deny", "where", "limit",
+        "titles", "deadline_ms")  # fmt: skip
 _SIMILAR = ("item", "k", "titles", "deadline_ms")
 _EVENTS = ("item", "items")
 _ID_TYPES = {str, int}
@@ -55,6 +56,8 @@ class Ask:
     deny: list[Any] | None
     titles: bool
     deadline: float | None
+    where: dict[str, Any] | None = None
+    limit: dict[str, Any] | None = None
 
 
 def parse_object(body: bytes, known: tuple[str, ...]) -> dict[str, Any]:
@@ -106,6 +109,8 @@ def parse_ask(body: bytes, limits: Limits, default_deadline: float | None) -> As
         _filter(given, "deny", limits),
         _flag(given, "titles", False),
         parse_deadline(given, default_deadline),
+        _columns(given, "where"),
+        _columns(given, "limit"),
     )
 
 
@@ -189,6 +194,13 @@ def _id(name: str, given: Any) -> Any:
 def _filter(given: Mapping[str, Any], name: str, limits: Limits) -> list[Any] | None:
     value = given.get(name)
     return None if value is None else _ids(name, value, limits.ids, "filter the answer instead")
+
+
+def _columns(given: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    value: Any = given.get(name)
+    if value is not None and type(value) is not dict:
+        raise Refused(422, f"{name}: found {_kind(value)}; give an object by columns of the items")
+    return value or None
 
 
 def _count(given: Mapping[str, Any], limits: Limits) -> int:

@@ -7,6 +7,7 @@ This runs in a thread; results and errors are left in the requests, which the ev
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -15,14 +16,14 @@ from typing import Any
 from seqrec_fast.engine.recommender import Recommendation, Recommender
 from seqrec_fast.serving.answers import Answer
 
-__all__ = ["Request", "answer", "groups", "version_of"]
+__all__ = ["Request", "answer", "groups", "rules_key", "version_of"]
 
 
 class Request:
     """One entry of the queue: recommendations for some histories, or any other call."""
 
     __slots__ = ("allow", "arrived", "call", "deny", "error", "expires", "future", "histories",
-                 "key", "result", "timer", "waiting")  # fmt: skip
+                 "key", "result", "rules", "timer", "waiting")  # fmt: skip
 
     def __init__(self, histories: Sequence[Any], future: asyncio.Future[Any]) -> None:
         self.histories = histories
@@ -31,8 +32,11 @@ class Request:
         self.call: Callable[[], Any] | None = None
         self.allow: Any = None
         self.deny: Any = None
-        #: what requests of one native call share: k, exclude_seen, whether there are filters
-        self.key: tuple[int, bool, bool] = (0, True, False)
+        #: where and limit, where there are any
+        self.rules: dict[str, Any] = {}
+        #: what requests of one native call share: k, exclude_seen, whether there are filters, and
+        #: the rules
+        self.key: tuple[int, bool, bool, str] = (0, True, False, "")
         self.expires = math.inf
         self.timer: asyncio.TimerHandle | None = None
         self.waiting = True
@@ -43,6 +47,16 @@ class Request:
     def users(self) -> int:
         """Histories, or 1 for any other call: the room taken in the queue."""
         return max(1, len(self.histories))
+
+
+def rules_key(rules: dict[str, Any]) -> str:
+    """Equal for equal rules; such that they are asked alone where they can't be compared."""
+    if not rules:
+        return ""
+    try:
+        return json.dumps(rules, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return str(id(rules))
 
 
 def groups(batch: list[Request]) -> list[list[Request]]:
@@ -88,7 +102,7 @@ def version_of(found: Recommendation | None, recommender: Recommender) -> str | 
 
 
 def _recommend(recommender: Recommender, group: list[Request]) -> list[Recommendation]:
-    k, exclude_seen, filtered = group[0].key
+    k, exclude_seen, filtered, _ = group[0].key
     if len(group) == 1:
         first = group[0]
         histories, allow, deny = first.histories, first.allow, first.deny
@@ -100,4 +114,4 @@ def _recommend(recommender: Recommender, group: list[Request]) -> list[Recommend
             deny = [request.deny for request in group for _ in request.histories]
             allow = None if all(one is None for one in allow) else allow
             deny = None if all(one is None for one in deny) else deny
-    return recommender.recommend(histories, k, exclude_seen, allow, deny)
+    return recommender.recommend(histories, k, exclude_seen, allow, deny, **group[0].rules)

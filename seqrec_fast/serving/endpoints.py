@@ -106,6 +106,8 @@ class Recommend(Endpoint):
             exclude_seen=ask.exclude_seen,
             allow=ask.allow,
             deny=ask.deny,
+            where=ask.where,
+            limit=ask.limit,
             deadline=ask.deadline,
         )
         if ask.many:

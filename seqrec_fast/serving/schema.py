@@ -57,6 +57,15 @@ def components(limits: Limits) -> dict[str, Any]:
                 "exclude_seen": {"type": "boolean", "default": True},
                 "allow": {**filters, "description": "rank these items only"},
                 "deny": {**filters, "description": "never these; wins over allow"},
+                "where": {
+                    **{"type": ["object", "null"], "additionalProperties": True},
+                    "description": "conditions by column of the item table; all have to hold",
+                },
+                "limit": {
+                    **{"type": ["object", "null"]},
+                    "additionalProperties": {"type": "integer", "minimum": 1},
+                    "description": "most items of each category, by column of the item table",
+                },
                 **option,
             },
             [],

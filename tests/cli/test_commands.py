@@ -314,6 +314,27 @@ def test_recommend_json_agrees_with_the_library(world: World) -> None:
     assert {"i1", "i2"}.isdisjoint(row["item"] for row in found["recommendations"])
 
 
+def test_recommend_by_rules_of_the_item_table(world: World) -> None:
+    titles = [
+        sf.Recommender.load(world.bundle).recommend([["i1"]], k=30)[0].titles[n] for n in (3, 9)
+    ]
+    given = ("recommend", world.bundle, "--history", "i1", "--k", "30", "--json")
+    rule = f"title={titles[0]}|{titles[1]}"
+    found = json.loads(run(*given, "--where", rule, "--limit", "title=1").out)
+    assert [row["title"] for row in found["recommendations"]] == titles
+    found = json.loads(run(*given, "--where", f"title!={titles[0]}").out)
+    assert titles[0] not in [row["title"] for row in found["recommendations"]]
+    for option, message in (
+        (("--where", "title"), "--where 'title': write COLUMN=VALUE, !=, >= or <="),
+        (("--where", "colour=red"), "column 'colour' is not in the item table; there are title"),
+        (("--where", "title>=3"), "column 'title': 'min' and 'max' need numbers"),
+        (("--limit", "title=x"), "--limit 'title=x': 'x' is not a whole number"),
+    ):
+        done = run(*given, *option)
+        assert done.code != 0
+        assert message in done.err
+
+
 def test_recommend_without_a_known_id_says_so_and_gives_the_most_popular(world: World) -> None:
     done = run("recommend", world.bundle, "--history", "x,y", "--k", "3")
     assert done.code == 0

@@ -50,7 +50,8 @@ Data make(const Case& c, unsigned seed) {
   }
   if (c.blocked) {
     d.blocked.resize(static_cast<std::size_t>(c.items));
-    for (auto& x : d.blocked) x = random() % 3 == 0;
+    // a third hidden, or nearly everything: what is left is then listed
+    for (auto& x : d.blocked) x = seed % 4 == 0 ? random() % 30 != 0 : random() % 3 == 0;
   }
   d.offsets.push_back(0);
   for (std::int64_t q = 0; c.seen && q < c.queries; ++q) {
@@ -82,7 +83,10 @@ seqrec::TopkProblem problem(const Case& c, const Data& d) {
           c.queries,
           c.items,
           c.dim,
-          c.k};
+          c.k,
+          nullptr,
+          nullptr,
+          0};
 }
 
 Result poisoned(const Case& c) {

@@ -59,6 +59,8 @@ def same(answer: dict[str, Any], expected: Any) -> None:
         (["nobody knows it", 17], {"exclude_seen": False}),
         (["i4"], {"k": 20, "deny": ["i5", "i6", "not there"]}),
         (["i4"], {"k": 20, "allow": ["i5", "i6", "i4"], "deny": ["i5"]}),
+        (["i4"], {"k": 20, "where": {"title": {"not": ["Title 5", "Title 6"]}}}),
+        (["i4"], {"k": 3, "limit": {"title": 1}, "where": None}),
     ],
 )
 def test_answers_are_those_of_the_recommender(

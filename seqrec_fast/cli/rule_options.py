@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--where``, ``--limit`` and ``--separator``: rules over the item table on the command line."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from seqrec_fast.errors import InputError
+
+__all__ = ["add_rule_arguments", "read_limits", "read_where"]
+
+_FORM = re.compile(r"(.+?)(!=|>=|<=|=)(.*)", re.DOTALL)
+
+
+def add_rule_arguments(parser: ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument(
+        "--where",
+        action="append",
+        metavar="RULE",
+        help="only items of which a column of the item table says so: genre=Drama|Crime (one of "
+        "them), genre!=War, year>=1990, year<=1999; all hold where it is given several times",
+    )
+    parser.add_argument(
+        "--limit",
+        action="append",
+        metavar="COLUMN=N",
+        help="at most N items of each category of a column",
+    )
+    parser.add_argument(
+        "--separator",
+        action="append",
+        metavar="COLUMN=TEXT",
+        help="what stands between the tags of a text column in --where (default: |)",
+    )
+
+
+def read_where(args: Namespace) -> dict[str, Any] | None:
+    """The rule of the options, or ``None``.
+
+    Raises:
+        InputError: an option of another form, or two that do not go together.
+    """
+    separators = dict(_pair("--separator", text) for text in args.separator or [])
+    found: dict[str, Any] = {}
+    for text in args.where or []:
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise InputError(f"--where {text!r}: write COLUMN=VALUE, !=, >= or <=")
+        column, sign, value = match[1].strip(), match[2], match[3].strip()
+        word = {"=": "any", "!=": "not", ">=": "min", "<=": "max"}[sign]
+        rule = found.setdefault(column, {})
+        if word in rule:
+            raise InputError(f"--where {text!r}: {column}{sign} stands there twice")
+        rule[word] = value if word in ("min", "max") else value.split("|")
+        if column in separators:
+            rule["separator"] = separators[column]
+    return found or None
+
+
+def read_limits(args: Namespace) -> dict[str, int] | None:
+    """Column → most items of a category, or ``None``.
+
+    Raises:
+        InputError: an option of another form.
+    """
+    found: dict[str, int] = {}
+    for text in args.limit or []:
+        column, count = _pair("--limit", text)
+        if not count.isdecimal():
+            raise InputError(f"--limit {text!r}: {count!r} is not a whole number")
+        found[column] = int(count)
+    return found or None
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    column, sign, value = text.partition("=")
+    if not sign or not column.strip():
+        raise InputError(f"{option} {text!r}: write COLUMN=VALUE")
+    return column.strip(), value

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqrec_fast import retrieval
+from seqrec_fast.data.items import ItemTable
+from seqrec_fast.errors import InputError
+from seqrec_fast.jagged import JaggedBatch
+
+TABLE = ItemTable(
+    {
+        "language": ["en", "de", None, "en"],
+        "genre": ["Drama|Crime", "Drama", "Comedy", None],
+        "words": ["a b", "b", "c a", "c"],
+        "stock": ["True", "false", "yes", None],
+        "year": np.array([1990.0, 2001.0, np.nan, 1995.0]),
+        "count": np.array([0, 1, 2, 3]),
+        "released": ["1990", "2001", "V", None],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "items"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"language": "en"}, [0, 3]),
+        ({"language": ["en", "de"]}, [0, 1, 3]),
+        ({"language": None}, [2]),
+        ({"language": {"not": "en"}}, [1, 2]),
+        ({"language": "xx"}, []),
+        ({"genre": "Drama"}, [0, 1]),
+        ({"genre": "Drama|Crime"}, [0]),
+        ({"genre": ["Crime", "Comedy"]}, [0, 2]),
+        ({"genre": {"all": ["Drama", "Crime"]}}, [0]),
+        ({"genre": {"any": ["Drama"], "not": "Crime"}}, [1]),
+        ({"words": {"any": ["a"], "separator": " "}}, [0, 2]),
+        ({"words": "a"}, []),
+        ({"stock": True}, [0, 2]),
+        ({"stock": False}, [1]),
+        ({"year": {"min": 1990, "max": 1995}}, [0, 3]),
+        ({"year": {"not": {"min": 1995}}}, [0, 2]),
+        ({"year": None}, [2]),
+        ({"year": 2001}, [1]),
+        ({"count": ["2", 3]}, [2, 3]),
+        ({"released": {"max": 1999}}, [0]),
+        ({"count": {"max": 1}, "language": "en"}, [0]),
+    ],
+)
+def test_where(where: dict[str, Any], items: list[int]) -> None:
+    rules = retrieval.Rules(TABLE)
+    assert np.flatnonzero(rules.mask(where)).tolist() == items
+    assert rules.mask(where) is rules.mask(dict(where))
+
+
+def test_separators_of_a_table() -> None:
+    rules = retrieval.Rules(TABLE, {"words": " "})
+    assert np.flatnonzero(rules.mask({"words": ["b"]})).tolist() == [0, 1]
+    assert rules.categories("words").lengths.tolist() == [2, 1, 2, 1]
+    assert rules.categories("year").lengths.tolist() == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"brand": "x"}, "column 'brand' is not in the item table; there are language, genre"),
+        ({"year": "old"}, "column 'year' holds numbers, found 'old'"),
+        ({"language": {"min": 3}}, "column 'language': 'min' and 'max' need numbers"),
+        ({"language": {"is": 3}}, "column 'language': found 'is'; a condition holds some of any"),
+        ({"genre": {"all": "x"}}, "column 'genre': 'all' needs a list"),
+        ({"genre": {"not": "x", "separator": ""}}, "column 'genre': a separator is a text"),
+        (["language"], "where: expected a mapping of columns to conditions"),
+        ({"language": object()}, "where: holds a value that is no text, number or list"),
+    ],
+)
+def test_rules_name_what_is_wrong(where: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        retrieval.Rules(TABLE).mask(where)
+
+
+def test_no_table() -> None:
+    with pytest.raises(InputError, match="column 'a': there is no item table"):
+        retrieval.Rules(None).mask({"a": 1})
+
+
+def greedy(ids: Any, categories: JaggedBatch[Any], most: list[int], k: int) -> list[int]:
+    """The definition: down the whole ranking, an item unless one of its categories is full."""
+    counts = [0] * len(most)
+    found: list[int] = []
+    for item in ids:
+        if item < 0 or len(found) == k:
+            break
+        own = categories[item]
+        if all(counts[c] < most[c] for c in own):
+            found.append(int(item))
+            for c in own:
+                counts[c] += 1
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_limits_are_the_greedy_walk(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    size, k = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 30))
+    brands = data.draw(st.integers(1, 20))
+    # few brands with most items, so that the head of a ranking is one brand's
+    brand = [None if n == 0 else f"b{n}" for n in rng.geometric(2 / (brands + 1), size) - 1]
+    tags = ["|".join(f"t{n}" for n in rng.integers(0, 5, rng.integers(1, 3))) for _ in range(size)]
+    rules = retrieval.Rules(ItemTable({"brand": brand, "tag": tags}))
+    limit = data.draw(
+        st.sampled_from([{"brand": 1}, {"brand": 3}, {"tag": 4}, {"brand": 2, "tag": 7}])
+    )
+    limits = retrieval.Limits(rules, limit)
+    vectors = rng.integers(-2, 3, (size, 4)).astype(np.float32)
+    vectors[:, 0] += [0 if b is None else 3 for b in brand]
+    queries = rng.integers(-2, 3, (3, 4)).astype(np.float32)
+    index = retrieval.build(vectors, dtype=data.draw(st.sampled_from(["float32", "int8"])))
+    filters: dict[str, Any] = {}
+    if data.draw(st.booleans()):
+        filters["exclude"] = JaggedBatch.from_lists([rng.integers(0, size, 9) for _ in range(3)])
+    if data.draw(st.booleans()):
+        filters["allow"] = rng.random(size) < 0.5
+    if data.draw(st.booleans()):
+        filters["deny"] = JaggedBatch.from_lists([rng.integers(0, size, 9) for _ in range(3)])
+    found = retrieval.search_limited(index, queries, k, limits, **filters)
+    whole = index.search(queries, size, **filters)
+    for row in range(3):
+        expected = greedy(whole.ids[row], limits.categories, limits.most, k)
+        assert found.ids[row][found.ids[row] >= 0].tolist() == expected
+        assert (found.ids[row, len(expected) :] == -1).all()
+        scores = dict(zip(whole.ids[row].tolist(), whole.scores[row].tolist(), strict=True))
+        assert found.scores[row, : len(expected)].tolist() == [scores[i] for i in expected]
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({}, "limit: expected a mapping"),
+        ({"genre": 0}, "limit: column 'genre' needs a whole number of at least 1, found 0"),
+        ({"genre": True}, "limit: column 'genre' needs a whole number"),
+        ({"brand": 1}, "column 'brand' is not in the item table"),
+    ],
+)
+def test_limits_name_what_is_wrong(limit: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        retrieval.Limits(retrieval.Rules(TABLE), limit)
+
+
+def test_a_table_of_other_items_is_refused() -> None:
+    limits = retrieval.Limits(retrieval.Rules(TABLE), {"genre": 1})
+    index = retrieval.build(np.eye(5))
+    with pytest.raises(InputError, match="limit: the item table has 4 rows for 5 items"):
+        retrieval.search_limited(index, np.eye(5), 2, limits)
