@@ -21,16 +21,21 @@
 #pragma once
 
 #include "base/simd_int8.h"
+#include "kernels/topk_hidden.h"
 #include "kernels/topk_rows.h"
 
 namespace seqrec {
 namespace SEQREC_ISA {
 
 template <int W>
-struct TopkInt8 : TopkRows<W> {
+struct TopkInt8 : TopkRows<W>, TopkHidden<W> {
   using TopkRows<W>::L;
   using TopkRows<W>::P;
   using typename TopkRows<W>::V;
+  using TopkHidden<W>::blocked_bits;
+  using TopkHidden<W>::hidden_bits;
+  using TopkHidden<W>::hidden_names;
+  using TopkHidden<W>::seen_bits;
   using F = Floats<W>;
   using I = Ints<W>;
 
@@ -142,7 +147,7 @@ struct TopkInt8 : TopkRows<W> {
     const Factors<kQuads> factors(given);
     const Int8Query query = given;
     const std::int64_t bytes = t.block_bytes;
-    const bool hides = p.blocked != nullptr || p.seen.values != nullptr;
+    const bool hides = p.blocked != nullptr || p.seen.values != nullptr || t.names != nullptr;
     const std::int64_t whole = p.num_items / kInt8Rows;
     std::int64_t at = (from - first) % stride;
     const std::uint8_t* block = t.blocks + from * t.block_bytes;
@@ -162,7 +167,7 @@ struct TopkInt8 : TopkRows<W> {
         both_bounds(upper[v], load<W>(scale + v * W), margin, slack, high, low[v]);
       }
       if (__builtin_expect(hides || b >= whole, 0)) {
-        const std::uint32_t hidden = hidden_bits(p, s, q, b);
+        const std::uint32_t hidden = hidden_bits(p, t, s, q, b);
         for (int i = 0; hidden != 0 && i < kInt8Rows; ++i) {
           if (hidden >> i & 1) low[i / W][i % W] = -kInfinity;
         }
@@ -172,17 +177,6 @@ struct TopkInt8 : TopkRows<W> {
         store<W>(cell + v * W, maximum<W>(before, low[v]));
       }
     }
-  }
-
-  /// Items of a block that must not come back, and those behind the last.
-  static SEQREC_INLINE std::uint32_t hidden_bits(const TopkProblem& p, TopkState& s, std::int64_t q,
-                                                 std::int64_t block) {
-    const std::int64_t first = block * kInt8Rows;
-    std::uint32_t bits = 0;
-    if (first + kInt8Rows > p.num_items) bits |= ~0u << (p.num_items - first);
-    if (p.blocked) bits |= blocked_bits(p, first);
-    if (p.seen.values) bits |= seen_bits(p, s, q, first);
-    return bits;
   }
 
   /// At least k items reach the k-th best of the cells.
@@ -217,7 +211,7 @@ struct TopkInt8 : TopkRows<W> {
       const std::uint8_t* block = t.blocks + (first + b) * t.block_bytes;
       const float* scale = reinterpret_cast<const float*>(block + t.quads * kInt8Rows * 4);
       const float slack = kBias ? query.slack + t.bounds[first + b].bias_slack : query.slack;
-      collect(p, s, q, first + b, hits[b], kept + b * kInt8Rows, scale,
+      collect(p, t, s, q, first + b, hits[b], kept + b * kInt8Rows, scale,
               margin_of(t.bounds[first + b], query), slack);
     }
   }
@@ -249,7 +243,7 @@ struct TopkInt8 : TopkRows<W> {
         F kept[kVectors];
         for (int v = 0; v < kVectors; ++v) kept[v] = upper[v];
         const float* scale = reinterpret_cast<const float*>(block + quads * kInt8Rows * 4);
-        collect(p, s, q, b, bits, reinterpret_cast<const float*>(kept), scale, margin, slack);
+        collect(p, t, s, q, b, bits, reinterpret_cast<const float*>(kept), scale, margin, slack);
       }
     }
   }
@@ -258,13 +252,18 @@ struct TopkInt8 : TopkRows<W> {
   static constexpr float kTiny = 0x1p-120f;
 
   /// Makes candidates of the items of a block whose upper bounds stand in `bits`.
-  static SEQREC_NOINLINE void collect(const TopkProblem& p, TopkState& s, std::int64_t q,
-                                      std::int64_t block, std::uint32_t bits, const float* upper,
-                                      const float* scale, float margin, float slack) {
+  static SEQREC_NOINLINE void collect(const TopkProblem& p, const Int8Items& t, TopkState& s,
+                                      std::int64_t q, std::int64_t block, std::uint32_t bits,
+                                      const float* upper, const float* scale, float margin,
+                                      float slack) {
     const std::int64_t first = block * kInt8Rows;
-    if (first + kInt8Rows > p.num_items) bits &= (1u << (p.num_items - first)) - 1;
-    if (p.blocked) bits &= ~blocked_bits(p, first);
-    if (p.seen.values) bits &= ~seen_bits(p, s, q, first);
+    if (t.names) {
+      bits &= ~hidden_names(p, s, q, t.names + first, bits);
+    } else {
+      if (first + kInt8Rows > p.num_items) bits &= (1u << (p.num_items - first)) - 1;
+      if (p.blocked) bits &= ~blocked_bits(p, first);
+      if (p.seen.values) bits &= ~seen_bits(p, s, q, first);
+    }
     float high[kInt8Rows], low[kInt8Rows];
     for (int v = 0; v < kVectors; ++v) {
       F above, below;
@@ -278,7 +277,7 @@ struct TopkInt8 : TopkRows<W> {
       if (high[lane] < s.threshold[q]) continue;
       s.upper[at] = high[lane];
       s.scores[at] = low[lane];
-      s.ids[at] = static_cast<std::int32_t>(first + lane);
+      s.ids[at] = t.names ? t.names[first + lane] : static_cast<std::int32_t>(first + lane);
       ++at;
       if (at == q * s.capacity + s.limit) {
         s.count[q] = s.limit;
@@ -287,28 +286,6 @@ struct TopkInt8 : TopkRows<W> {
       }
     }
     s.count[q] = at - q * s.capacity;
-  }
-
-  static std::uint32_t blocked_bits(const TopkProblem& p, std::int64_t first) {
-    std::uint32_t bits = 0;
-    for (std::int64_t i = 0; i < kInt8Rows && first + i < p.num_items; ++i) {
-      bits |= static_cast<std::uint32_t>(p.blocked[first + i] != 0) << i;
-    }
-    return bits;
-  }
-
-  /// Items of a block that the query has seen. Blocks come in ascending order.
-  static std::uint32_t seen_bits(const TopkProblem& p, TopkState& s, std::int64_t q,
-                                 std::int64_t first) {
-    const std::int64_t end = p.seen.offsets[s.first_query + q + 1];
-    std::int64_t next = s.seen_next[q];
-    while (next < end && p.seen.values[next] < first) ++next;
-    std::uint32_t bits = 0;
-    for (; next < end && p.seen.values[next] < first + kInt8Rows; ++next) {
-      bits |= 1u << (p.seen.values[next] - first);
-    }
-    s.seen_next[q] = next;
-    return bits;
   }
 
   /// Raises the threshold to the k-th best lower bound and drops what cannot reach it.
