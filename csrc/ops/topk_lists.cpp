@@ -168,9 +168,10 @@ class Searcher {
   /// The same for many queries: each round takes further lists of every query, and reads a list
   /// once for all that visit it.
   void visit_rest_together(std::int64_t count) {
-    for (std::int64_t best = kFirstLists * kRoundGrowth; !pairs_done_; best *= kRoundGrowth) {
+    bool last = false;
+    for (std::int64_t best = kFirstLists * kRoundGrowth; !last; best *= kRoundGrowth) {
       pairs_.clear();
-      pairs_done_ = best >= std::min(probe_.most, lists_);
+      last = best >= std::min(probe_.most, lists_);
       for (std::int64_t q = 0; q < count; ++q) {
         TopkState s = alone(q);
         topk_.int8_tighten(p_, s, 0);
@@ -192,7 +193,6 @@ class Searcher {
         scan(s, q, list);
       }
     }
-    pairs_done_ = false;
   }
 
   /// Visits the lists that are left, as long as fewer than k items were found.
@@ -227,7 +227,6 @@ class Searcher {
   Scratch<std::int32_t> places_;
   Scratch<float> sums_;
   std::vector<std::int64_t> pairs_;  // list and query
-  bool pairs_done_ = false;
 };
 
 }  // namespace

@@ -268,7 +268,7 @@ class IvfNativeIndex(Index):
                     state.tail,
                     None if excluded is None else excluded.values,
                     None if excluded is None else excluded.offsets,
-                    None if blocked is None else blocked.view(np.uint8),
+                    None if blocked is None else np.ascontiguousarray(blocked).view(np.uint8),
                     k,
                     _ALL if options.nprobe is None else options.nprobe,
                     np.inf if options.reach is None else options.reach,
