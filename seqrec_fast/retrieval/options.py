@@ -59,7 +59,7 @@ class IvfNativeOptions(Options):
 
     nlist: int | None = None
     nprobe: int | None = None
-    reach: float | None = 3.5
+    reach: float | None = 5.0
     seed: int = 0
     train_size: int | None = None
 
