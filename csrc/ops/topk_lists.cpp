@@ -136,14 +136,14 @@ class Searcher {
     for (std::int64_t list = 0; list < lists_; ++list) {
       const float sum = promise[list] + width * listed_.spread[list];
       // What is not a number may be anything: such a list is visited.
-      const float kept = sum >= -kMost ? sum : sum < 0.0f ? -kMost : kInf;
+      const float kept = sum >= -kMost ? std::min(sum, kMost) : sum < 0.0f ? -kMost : kMost;
       promise[list] = listed_.starts[list] < listed_.starts[list + 1] ? kept : -kInf;
     }
     std::fill(promise + lists_, promise + padded_, -kInf);
     const std::int64_t first = std::min(kFirstLists, probe_.most);
     visited_[q] = promise_of(q, first);
     TopkState s = alone(q);
-    const std::int64_t count = between(q, visited_[q], 2.0f * kInf);
+    const std::int64_t count = between(q, visited_[q], kInf);
     for (std::int64_t i = 0; i < count; ++i) scan(s, q, places_[i]);
     topk_.int8_tighten(p_, s, 0);
     if (listed_.tail != nullptr) {

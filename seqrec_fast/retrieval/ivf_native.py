@@ -121,10 +121,10 @@ class IvfNativeIndex(Index):
         trained = _typed(tensors, "trained", np.int64, (1,))
         centres = _typed(tensors, "centres", np.float32, (None, dim))
         spread = _typed(tensors, "spread", np.float32, (len(centres),))
-        side = tensors["covariance"].shape[0]
+        side = 1 if tensors["covariance"].size == 1 else dim
         covariance = _typed(tensors, "covariance", np.float32, (side, side))
         own = _typed(tensors, "lists", np.int32, (rows.size,))
-        if not len(centres) or side not in (1, dim) or int(trained[0]) < 0:
+        if not len(centres) or int(trained[0]) < 0:
             raise InputError("it has no lists; it was altered")
         if len(own) and not -1 <= int(own.min()) <= int(own.max()) < len(centres):
             raise InputError("it names a list that is not there; it was altered")

@@ -16,6 +16,7 @@
 namespace {
 
 using seqrec::KernelTable;
+using seqrec::ListProbe;
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 struct Case {
@@ -126,7 +127,7 @@ Result exact(const Case& c, const World& w, const KernelTable& table) {
 }
 
 Result through_lists(const Case& c, const World& w, const KernelTable& table,
-                     const seqrec::ListProbe& probe) {
+                     const ListProbe& probe) {
   Result r(c);
   seqrec::score_topk_lists(w.problem(), w.listed(), probe, c.threads, table, r.scores.data(),
                            r.ids.data());
@@ -161,7 +162,7 @@ TEST(topk_lists_all_of_them_are_the_exact_search) {
 TEST(topk_lists_give_k_items_with_their_scores) {
   unsigned seed = 100;
   for (std::int64_t queries : {1, 9}) {
-    for (const seqrec::ListProbe probe : {seqrec::ListProbe{1, kInf}, {3, 1.0f}, {99, 0.0f}}) {
+    for (const ListProbe probe : {ListProbe{1, kInf}, ListProbe{3, 1.0f}, ListProbe{99, 0.0f}}) {
       Case c{queries, 3000, 24, 50, 40};
       c.blocked = c.seen = c.tail = true;
       for (std::int64_t k : {50, 2500}) {
