@@ -314,6 +314,40 @@ def score_topk_filtered(
     k: int,
     threads: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+
+class NamedItems:
+    def __init__(
+        self, items: NDArray[np.float32], names: NDArray[np.int32], threads: int = 0
+    ) -> None: ...
+    def renamed(self, names: NDArray[np.int32]) -> NamedItems: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Lists:
+    def __init__(
+        self,
+        starts: NDArray[np.int64],
+        centres: NDArray[np.float32],
+        spread: NDArray[np.float32],
+        covariance: NDArray[np.float32] | None,
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def score_topk_lists(
+    queries: NDArray[np.float32],
+    items: NDArray[np.float32],
+    lists: Lists,
+    table: NamedItems,
+    tail: NamedItems | None,
+    seen_values: NDArray[np.int32] | None,
+    seen_offsets: NDArray[np.int64] | None,
+    blocked: NDArray[np.uint8] | None,
+    k: int,
+    most: int,
+    reach: float,
+    threads: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 def attention(
     q: _View,
     k: _View,

@@ -79,5 +79,6 @@ void bind_recurrent_backward(py::module_& m);
 void bind_sessions(py::module_& m);
 void bind_topk(py::module_& m);
 void bind_topk_filter(py::module_& m);
+void bind_topk_lists(py::module_& m);
 
 }  // namespace seqrec

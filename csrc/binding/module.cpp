@@ -86,4 +86,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   seqrec::bind_sessions(m);
   seqrec::bind_topk(m);
   seqrec::bind_topk_filter(m);
+  seqrec::bind_topk_lists(m);
 }

@@ -22,6 +22,7 @@
 #pragma once
 
 #include "base/simd_int8.h"
+#include "kernels/topk_hidden.h"
 #include "kernels/topk_int8_blocks.h"
 #include "kernels/topk_rows.h"
 
@@ -29,10 +30,15 @@ namespace seqrec {
 namespace SEQREC_ISA {
 
 template <int W>
-struct TopkInt8 : TopkRows<W> {
+struct TopkInt8 : TopkRows<W>, TopkHidden<W> {
   using TopkRows<W>::L;
   using TopkRows<W>::P;
   using typename TopkRows<W>::V;
+  using TopkHidden<W>::open_bits;
+  using TopkHidden<W>::opens;
+  using TopkHidden<W>::hidden_bits;
+  using TopkHidden<W>::hidden_names;
+  using TopkHidden<W>::seen_bits;
   using F = Floats<W>;
   using I = Ints<W>;
 
@@ -163,7 +169,7 @@ struct TopkInt8 : TopkRows<W> {
     const Factors<kQuads> factors(given);
     const Int8Query query = given;
     const std::int64_t bytes = t.block_bytes;
-    const bool hides = p.open != nullptr || p.seen.values != nullptr;
+    const bool hides = p.open != nullptr || p.seen.values != nullptr || t.names != nullptr;
     const std::int64_t whole = p.num_items / kInt8Rows;
     std::int64_t at = (from - first) % stride;
     float* cells = kept + kInt8Opening;
@@ -182,7 +188,7 @@ struct TopkInt8 : TopkRows<W> {
         both_bounds(upper[v], load<W>(scale + v * W), margin, slack, high, low[v]);
       }
       if (__builtin_expect(hides || b >= whole, 0)) {
-        const std::uint32_t hidden = hidden_bits(p, s, q, b);
+        const std::uint32_t hidden = hidden_bits(p, t, s, q, b);
         for (int v = 0; hidden != 0 && v < kVectors; ++v) low[v] = hide(low[v], hidden >> (v * W));
       }
       for (int v = 0; v < kVectors; ++v) {
@@ -190,17 +196,6 @@ struct TopkInt8 : TopkRows<W> {
         store<W>(cell + v * W, maximum<W>(before, low[v]));
       }
     }
-  }
-
-  /// Items of a block that must not come back, and those behind the last.
-  static SEQREC_INLINE std::uint32_t hidden_bits(const TopkProblem& p, TopkState& s, std::int64_t q,
-                                                 std::int64_t block) {
-    const std::int64_t first = block * kInt8Rows;
-    std::uint32_t bits = 0;
-    if (first + kInt8Rows > p.num_items) bits |= ~0u << (p.num_items - first);
-    if (p.open) bits |= ~open_bits(p, block);
-    if (p.seen.values) bits |= seen_bits(p, s, q, first);
-    return bits;
   }
 
   /// -inf in the lanes whose bit is set.
@@ -237,7 +232,7 @@ struct TopkInt8 : TopkRows<W> {
         // Turned round, so that what is not a number stays.
         bits |= mask_bits<W>(greater<W>(need, load<W>(kept + b * kInt8Rows + v * W))) << (v * W);
       }
-      hits[b] = static_cast<std::uint16_t>(p.open ? ~bits & open_bits(p, first + b) : ~bits);
+      hits[b] = static_cast<std::uint16_t>(opens(p, t) ? ~bits & open_bits(p, first + b) : ~bits);
     }
     for (std::int64_t b = 0; b < blocks; ++b) {
       if (__builtin_expect(hits[b] == 0, 1)) continue;
@@ -250,7 +245,7 @@ struct TopkInt8 : TopkRows<W> {
         TopkInt8Blocks<W>::scales_of(p, t, first + b, laid_out);
       }
       const float slack = kBias ? query.slack + t.bounds[first + b].bias_slack : query.slack;
-      collect(p, s, q, first + b, hits[b], kept + b * kInt8Rows, scale,
+      collect(p, t, s, q, first + b, hits[b], kept + b * kInt8Rows, scale,
               margin_of(t.bounds[first + b], query), slack);
     }
   }
@@ -266,7 +261,7 @@ struct TopkInt8 : TopkRows<W> {
     const std::int64_t quads = kQuads > 0 ? kQuads : t.quads;
     const Factors<kQuads> factors(query);
     for (std::int64_t b = first; b < end; ++b, block += t.block_bytes) {
-      const std::uint32_t open = p.open ? open_bits(p, b) : 0xffffu;
+      const std::uint32_t open = opens(p, t) ? open_bits(p, b) : 0xffffu;
       if (open == 0) continue;
       const Int8Bounds& bounds = t.bounds[b];
       const float margin = margin_of(bounds, query);
@@ -284,7 +279,7 @@ struct TopkInt8 : TopkRows<W> {
         F kept[kVectors];
         for (int v = 0; v < kVectors; ++v) kept[v] = upper[v];
         const float* scale = reinterpret_cast<const float*>(block + quads * kInt8Rows * 4);
-        collect(p, s, q, b, bits, reinterpret_cast<const float*>(kept), scale, margin, slack);
+        collect(p, t, s, q, b, bits, reinterpret_cast<const float*>(kept), scale, margin, slack);
       }
     }
   }
@@ -293,12 +288,17 @@ struct TopkInt8 : TopkRows<W> {
   static constexpr float kTiny = 0x1p-120f;
 
   /// Makes candidates of the items of a block whose upper bounds stand in `bits`.
-  static SEQREC_NOINLINE void collect(const TopkProblem& p, TopkState& s, std::int64_t q,
-                                      std::int64_t block, std::uint32_t bits, const float* upper,
-                                      const float* scale, float margin, float slack) {
+  static SEQREC_NOINLINE void collect(const TopkProblem& p, const Int8Items& t, TopkState& s,
+                                      std::int64_t q, std::int64_t block, std::uint32_t bits,
+                                      const float* upper, const float* scale, float margin,
+                                      float slack) {
     const std::int64_t first = block * kInt8Rows;
-    if (first + kInt8Rows > p.num_items) bits &= (1u << (p.num_items - first)) - 1;
-    if (p.seen.values) bits &= ~seen_bits(p, s, q, first);
+    if (t.names) {
+      bits &= ~hidden_names(p, s, q, t.names + first, bits);
+    } else {
+      if (first + kInt8Rows > p.num_items) bits &= (1u << (p.num_items - first)) - 1;
+      if (p.seen.values) bits &= ~seen_bits(p, s, q, first);
+    }
     float high[kInt8Rows], low[kInt8Rows];
     for (int v = 0; v < kVectors; ++v) {
       F above, below;
@@ -312,7 +312,7 @@ struct TopkInt8 : TopkRows<W> {
       if (high[lane] < s.threshold[q]) continue;
       s.upper[at] = high[lane];
       s.scores[at] = low[lane];
-      s.ids[at] = static_cast<std::int32_t>(first + lane);
+      s.ids[at] = t.names ? t.names[first + lane] : static_cast<std::int32_t>(first + lane);
       ++at;
       if (at == q * s.capacity + s.limit) {
         s.count[q] = s.limit;
@@ -321,26 +321,6 @@ struct TopkInt8 : TopkRows<W> {
       }
     }
     s.count[q] = at - q * s.capacity;
-  }
-
-  /// Items of a block that may be chosen, so far as the filter of all queries says.
-  static SEQREC_INLINE std::uint32_t open_bits(const TopkProblem& p, std::int64_t block) {
-    constexpr std::int64_t kBlocks = 64 / kInt8Rows;  // of a word
-    return p.open[block / kBlocks] >> (block % kBlocks * kInt8Rows) & 0xffffu;
-  }
-
-  /// Items of a block that the query has seen. Blocks come in ascending order.
-  static std::uint32_t seen_bits(const TopkProblem& p, TopkState& s, std::int64_t q,
-                                 std::int64_t first) {
-    const std::int64_t end = p.seen.offsets[s.first_query + q + 1];
-    std::int64_t next = s.seen_next[q];
-    while (next < end && p.seen.values[next] < first) ++next;
-    std::uint32_t bits = 0;
-    for (; next < end && p.seen.values[next] < first + kInt8Rows; ++next) {
-      bits |= 1u << (p.seen.values[next] - first);
-    }
-    s.seen_next[q] = next;
-    return bits;
   }
 
   /// Raises the threshold to the k-th best lower bound and drops what cannot reach it.

@@ -46,7 +46,9 @@ struct Int8Items {
   const Int8Bounds* bounds;
   std::int64_t num_blocks;
   std::int64_t block_bytes;
-  std::int64_t quads;  // groups of four dimensions
+  std::int64_t quads;         // groups of four dimensions
+  const std::int32_t* names;  // [16 num_blocks]: the item at each place, -1 for none; null where
+                              // every item has its own place
 };
 
 /// A query as signed bytes: q = step * u + rest.
@@ -126,6 +128,13 @@ struct TopkKernels {
                     const Int8Query* queries, bool vnni, std::int64_t first_block,
                     std::int64_t end_block);
   void (*int8_settle)(const TopkProblem& problem, TopkState& state, std::int64_t query);
+
+  // For lists of items (topk_lists.h).
+  void (*int8_estimate)(const Int8Items& table, const Int8Query& query, bool vnni, float* scores);
+  void (*int8_tighten)(const TopkProblem& problem, TopkState& state, std::int64_t query);
+  float (*kth)(const float* scores, std::int64_t count, std::int64_t k);
+  std::int64_t (*reaching)(const float* scores, std::int64_t count, float least,
+                           std::int32_t* places);
 };
 
 }  // namespace seqrec

@@ -11,7 +11,6 @@
 
 #include "base/huge_pages.h"
 #include "base/round_up.h"
-#include "base/scratch.h"
 #include "base/thread_pool.h"
 #include "ops/topk.h"
 #include "ops/topk_filter.h"
@@ -30,6 +29,8 @@ float raised(double x) { return static_cast<float>(x * (1.0 + 0x1p-20)) + 0x1p-1
 /// The nearest whole number of a small one, to even at a half; a call of the library is slower.
 double nearest(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
 
+}  // namespace
+
 bool has_vnni() {
 #if defined(__x86_64__)
   return __builtin_cpu_supports("avx512vnni");
@@ -38,23 +39,32 @@ bool has_vnni() {
 #endif
 }
 
-}  // namespace
-
 // ------------------------------------------------------------------------------ the table
 
 Int8Table::Int8Table(const ItemRows& items, const float* bias, std::int64_t num_items,
                      std::int64_t dim, int threads)
     : num_items_(num_items), dim_(dim), has_bias_(bias != nullptr) {
-  quads_ = (dim + 3) / 4;
+  fill(items, bias, threads);
+}
+
+Int8Table::Int8Table(const float* items, const std::int32_t* names, std::int64_t places,
+                     std::int64_t dim, int threads)
+    : num_items_(places), dim_(dim), has_bias_(false), names_(names) {
+  fill(items, nullptr, threads);
+  names_ = nullptr;
+}
+
+void Int8Table::fill(const ItemRows& items, const float* bias, int threads) {
+  quads_ = (dim_ + 3) / 4;
   block_bytes_ = (quads_ * 4 + (has_bias_ ? 8 : 4)) * kInt8Rows;
-  num_blocks_ = (num_items + kInt8Rows - 1) / kInt8Rows;
+  num_blocks_ = (num_items_ + kInt8Rows - 1) / kInt8Rows;
   blocks_ = TableBuffer<std::uint8_t>(static_cast<std::size_t>(num_blocks_ * block_bytes_));
   // a scan then does not stop at every 4 KiB for the address
   advise_huge_pages(blocks_.data(), static_cast<std::int64_t>(blocks_.size()));
   bounds_ = TableBuffer<Int8Bounds>(static_cast<std::size_t>(num_blocks_));
   constexpr std::int64_t kShare = 64;  // blocks
   const std::int64_t shares = (num_blocks_ + kShare - 1) / kShare;
-  const int worth = threads_worth(3.0 * static_cast<double>(num_items * dim), threads);
+  const int worth = threads_worth(3.0 * static_cast<double>(num_items_ * dim_), threads);
   parallel(shares, worth, [&](std::int64_t share) {
     const std::int64_t end = std::min((share + 1) * kShare, num_blocks_);
     for (std::int64_t b = share * kShare; b < end; ++b) fill_block(items, bias, b);
@@ -69,11 +79,12 @@ void Int8Table::fill_block(const ItemRows& items, const float* bias, std::int64_
   double norm = 0.0, rest = 0.0;
   float most_bias = 0.0f;
   for (std::int64_t row = 0; row < kInt8Rows; ++row) {
-    const std::int64_t id = block * kInt8Rows + row;
-    const float b = bias != nullptr && id < num_items_ ? bias[id] : 0.0f;
+    const std::int64_t place = block * kInt8Rows + row;
+    const std::int64_t id = names_ != nullptr ? names_[place] : place < num_items_ ? place : -1;
+    const float b = bias != nullptr && id >= 0 ? bias[id] : 0.0f;
     scales[row] = kInt8LeastScale;
     if (has_bias_) scales[kInt8Rows + row] = b;
-    if (id >= num_items_) continue;
+    if (id < 0) continue;
     const float* item = items.floats != nullptr ? items.floats + id * dim_ : widened.data();
     if (items.floats == nullptr) {
       kernels().topk->widen(items, dim_, nullptr, id, 1, widened.data());
@@ -111,7 +122,7 @@ void Int8Table::fill_block(const ItemRows& items, const float* bias, std::int64_
 }
 
 Int8Items Int8Table::view() const {
-  return {blocks_.data(), bounds_.data(), num_blocks_, block_bytes_, quads_};
+  return {blocks_.data(), bounds_.data(), num_blocks_, block_bytes_, quads_, nullptr};
 }
 
 ByteItemBounds::ByteItemBounds(const ItemRows& items, const float* bias, std::int64_t num_items,
@@ -154,110 +165,89 @@ ByteItemBounds::ByteItemBounds(const ItemRows& items, const float* bias, std::in
 }
 
 Int8Items ByteItemBounds::view() const {
-  return {nullptr, bounds_.data(), num_blocks_, block_bytes_, quads_};
+  return {nullptr, bounds_.data(), num_blocks_, block_bytes_, quads_, nullptr};
 }
 
 // ------------------------------------------------------------------------------ the search
 
 namespace {
 
-/// Queries as bytes, made once for all threads.
-class Int8Queries {
- public:
-  Int8Queries(const TopkProblem& p, const Int8Items& items, int levels)
-      : quads_(p.num_queries * items.quads), queries_(p.num_queries) {
-    for (std::int64_t q = 0; q < p.num_queries; ++q) {
-      std::int32_t* quads = quads_.data() + q * items.quads;
-      std::fill_n(quads, items.quads, 0);
-      queries_[q] = make(p.queries + q * p.dim, p.dim, levels, quads);
-    }
+Int8Query as_bytes(const float* query, std::int64_t dim, int levels, std::int32_t* quads) {
+  float most = 0.0f;
+  for (std::int64_t d = 0; d < dim; ++d) most = std::max(most, std::fabs(query[d]));
+  const float step = std::max(most / static_cast<float>(levels), kInt8LeastScale);
+  double norm = 0.0, rest = 0.0;
+  std::int32_t sum = 0;
+  for (std::int64_t d = 0; d < dim; ++d) {
+    const double x = double{query[d]}, most_level = levels;
+    const double u = std::min(most_level, std::max(-most_level, nearest(x / step)));
+    norm += x * x;
+    rest += (x - u * step) * (x - u * step);
+    const int whole = static_cast<int>(u);
+    sum += whole;
+    const auto byte = static_cast<std::uint32_t>(static_cast<std::uint8_t>(whole));
+    quads[d / 4] =
+        static_cast<std::int32_t>(static_cast<std::uint32_t>(quads[d / 4]) | byte << (8 * (d % 4)));
   }
+  norm = std::sqrt(norm);
+  rest = std::sqrt(rest);
+  // Roundings of the float32 score and of the bounds: each at most 2^-24 of |x| |q|, and far
+  // fewer than dim + 64 times two of them.
+  const double rounding = (static_cast<double>(dim) + 64.0) * 0x1p-23 * (norm + rest);
+  const float slack = (4.0f * static_cast<float>(dim) + 64.0f) * 0x1p-148f;
+  return {quads, -128 * sum, step, raised(rest + rounding), raised(norm + rounding), slack};
+}
 
-  const Int8Query* data() const { return queries_.data(); }
+}  // namespace
 
-  /// Whether the bounds hold for a query: false where it is not finite or very large.
-  static bool bounded(const float* query, std::int64_t dim) {
-    for (std::int64_t d = 0; d < dim; ++d) {
-      if (!(std::fabs(query[d]) <= kInt8MostQuery)) return false;
-    }
-    return true;
+Int8Queries::Int8Queries(const float* queries, std::int64_t count, std::int64_t dim, int levels)
+    : quads_(count * ((dim + 3) / 4)), queries_(count) {
+  const std::int64_t width = (dim + 3) / 4;
+  for (std::int64_t q = 0; q < count; ++q) {
+    std::int32_t* quads = quads_.data() + q * width;
+    std::fill_n(quads, width, 0);
+    queries_[q] = as_bytes(queries + q * dim, dim, levels, quads);
   }
+}
 
- private:
-  static Int8Query make(const float* query, std::int64_t dim, int levels, std::int32_t* quads) {
-    float most = 0.0f;
-    for (std::int64_t d = 0; d < dim; ++d) most = std::max(most, std::fabs(query[d]));
-    const float step = std::max(most / static_cast<float>(levels), kInt8LeastScale);
-    double norm = 0.0, rest = 0.0;
-    std::int32_t sum = 0;
-    for (std::int64_t d = 0; d < dim; ++d) {
-      const double x = double{query[d]}, most_level = levels;
-      const double u = std::min(most_level, std::max(-most_level, nearest(x / step)));
-      norm += x * x;
-      rest += (x - u * step) * (x - u * step);
-      const int whole = static_cast<int>(u);
-      sum += whole;
-      const auto byte = static_cast<std::uint32_t>(static_cast<std::uint8_t>(whole));
-      quads[d / 4] = static_cast<std::int32_t>(static_cast<std::uint32_t>(quads[d / 4]) |
-                                               byte << (8 * (d % 4)));
-    }
-    norm = std::sqrt(norm);
-    rest = std::sqrt(rest);
-    // Roundings of the float32 score and of the bounds: each at most 2^-24 of |x| |q|, and far
-    // fewer than dim + 64 times two of them.
-    const double rounding = (static_cast<double>(dim) + 64.0) * 0x1p-23 * (norm + rest);
-    const float slack = (4.0f * static_cast<float>(dim) + 64.0f) * 0x1p-148f;
-    return {quads, -128 * sum, step, raised(rest + rounding), raised(norm + rounding), slack};
+bool Int8Queries::bounded(const float* query, std::int64_t dim) {
+  for (std::int64_t d = 0; d < dim; ++d) {
+    if (!(std::fabs(query[d]) <= kInt8MostQuery)) return false;
   }
+  return true;
+}
 
-  Scratch<std::int32_t> quads_;
-  Scratch<Int8Query> queries_;
-};
+Int8Candidates::Int8Candidates(std::int64_t queries, std::int64_t capacity, std::int64_t limit,
+                               std::int32_t* bound, std::int64_t block_bytes)
+    : floats_(queries * (2 * capacity + 1) + kInt8OpeningFloats),
+      ids_(queries * capacity),
+      longs_(queries * 2),
+      blocks_(block_bytes > 0 ? std::max(kInt8ChunkBytes, block_bytes) : 0) {
+  state_.blocks = blocks_.data();
+  state_.limit = limit;
+  state_.capacity = capacity;
+  state_.opening = floats_.data();
+  state_.scores = state_.opening + kInt8OpeningFloats;
+  state_.upper = state_.scores + queries * capacity;
+  state_.threshold = state_.upper + queries * capacity;
+  state_.ids = ids_.data();
+  state_.count = longs_.data();
+  state_.seen_next = longs_.data() + queries;
+  state_.shared_bound = bound;
+}
 
-/// The candidates of one thread.
-class Candidates {
- public:
-  /// `block_bytes` is the size of a block where the scan has to lay them out, else 0.
-  Candidates(std::int64_t queries, std::int64_t capacity, std::int64_t limit, std::int32_t* bound,
-             std::int64_t block_bytes)
-      : floats_(queries * (2 * capacity + 1) + kInt8OpeningFloats),
-        ids_(queries * capacity),
-        longs_(queries * 2),
-        blocks_(block_bytes > 0 ? std::max(kInt8ChunkBytes, block_bytes) : 0) {
-    state_.blocks = blocks_.data();
-    state_.limit = limit;
-    state_.capacity = capacity;
-    state_.opening = floats_.data();
-    state_.scores = state_.opening + kInt8OpeningFloats;
-    state_.upper = state_.scores + queries * capacity;
-    state_.threshold = state_.upper + queries * capacity;
-    state_.ids = ids_.data();
-    state_.count = longs_.data();
-    state_.seen_next = longs_.data() + queries;
-    state_.shared_bound = bound;
-  }
-
-  TopkState& state() { return state_; }
-  const TopkState& state() const { return state_; }
-
- private:
-  Scratch<float> floats_;
-  Scratch<std::int32_t> ids_;
-  Scratch<std::int64_t> longs_;
-  Scratch<std::uint8_t> blocks_;
-  TopkState state_{};
-};
+namespace {
 
 /// Joins what the threads have found for a query, scores it exactly and writes the best.
 void settle(const TopkProblem& p, const KernelTable& table,
-            const std::vector<std::unique_ptr<Candidates>>& work, std::int64_t first,
-            std::int64_t query, std::unique_ptr<Candidates>& joined, float* out_scores,
+            const std::vector<std::unique_ptr<Int8Candidates>>& work, std::int64_t first,
+            std::int64_t query, std::unique_ptr<Int8Candidates>& joined, float* out_scores,
             std::int64_t* out_ids) {
   std::int64_t total = 0;
   for (const auto& each : work) total += each->state().count[query];
   const std::int64_t room = round_up(std::max<std::int64_t>(total, 1), kTopkPad);
   if (!joined || joined->state().capacity < room) {
-    joined = std::make_unique<Candidates>(1, room, room, nullptr, 0);
+    joined = std::make_unique<Int8Candidates>(1, room, room, nullptr);
   }
   TopkState& s = joined->state();
   s.first_query = first + query;
@@ -280,7 +270,7 @@ void settle(const TopkProblem& p, const KernelTable& table,
 void search(const TopkProblem& p, const Int8Items& items, int threads, const KernelTable& table,
             float* out_scores, std::int64_t* out_ids) {
   const bool vnni = has_vnni();
-  const Int8Queries queries(p, items, table.topk->int8_levels(vnni));
+  const Int8Queries queries(p.queries, p.num_queries, p.dim, table.topk->int8_levels(vnni));
   const std::int64_t wanted = std::max<std::int64_t>(4 * std::min(p.k, p.num_items), 512);
   const std::int64_t capacity = round_up(std::min(wanted, p.num_items + 1), kTopkPad);
   // A list is thinned out when it is full; one that has room for all items never is.
@@ -299,10 +289,11 @@ void search(const TopkProblem& p, const Int8Items& items, int threads, const Ker
 
   Scratch<std::int32_t> bound(worth > 1 ? p.num_queries : 0);
   std::fill_n(bound.data(), bound.size(), std::numeric_limits<std::int32_t>::min());
-  std::vector<std::unique_ptr<Candidates>> work(static_cast<std::size_t>(worth));
+  std::vector<std::unique_ptr<Int8Candidates>> work(static_cast<std::size_t>(worth));
   for (auto& each : work) {
-    each = std::make_unique<Candidates>(group, capacity, limit, worth > 1 ? bound.data() : nullptr,
-                                        items.blocks != nullptr ? 0 : items.block_bytes);
+    each = std::make_unique<Int8Candidates>(group, capacity, limit,
+                                            worth > 1 ? bound.data() : nullptr,
+                                            items.blocks != nullptr ? 0 : items.block_bytes);
   }
   for (std::int64_t first = 0; first < p.num_queries; first += group) {
     const std::int64_t count = std::min(group, p.num_queries - first);
@@ -323,7 +314,7 @@ void search(const TopkProblem& p, const Int8Items& items, int threads, const Ker
     const double each = 20e3 + 60.0 * static_cast<double>(std::min(p.k, p.num_items));
     const int shares = threads_worth(each * static_cast<double>(count), worth);
     parallel(shares, shares, [&](std::int64_t share) {
-      std::unique_ptr<Candidates> joined;
+      std::unique_ptr<Int8Candidates> joined;
       for (std::int64_t q = count * share / shares; q < count * (share + 1) / shares; ++q) {
         settle(p, table, work, first, q, joined, out_scores, out_ids);
       }

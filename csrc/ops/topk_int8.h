@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/aligned.h"
+#include "base/scratch.h"
 #include "isa/kernel_table.h"
 #include "kernels/topk_types.h"
 
@@ -19,6 +20,11 @@ class Int8Table {
   Int8Table(const ItemRows& items, const float* bias, std::int64_t num_items, std::int64_t dim,
             int threads);
 
+  /// The items names[0 .. places], -1 for none, each at its place; `places` is a multiple of
+  /// kInt8Rows. Without biases; whoever scans the view has to put names into it.
+  Int8Table(const float* items, const std::int32_t* names, std::int64_t places, std::int64_t dim,
+            int threads);
+
   Int8Items view() const;
   std::int64_t num_items() const { return num_items_; }
   std::int64_t dim() const { return dim_; }
@@ -26,10 +32,12 @@ class Int8Table {
   std::size_t bytes() const { return blocks_.size() + bounds_.size() * sizeof(Int8Bounds); }
 
  private:
+  void fill(const ItemRows& items, const float* bias, int threads);
   void fill_block(const ItemRows& items, const float* bias, std::int64_t block);
 
   std::int64_t num_items_, dim_;
   bool has_bias_;
+  const std::int32_t* names_ = nullptr;  // while the table is filled
   std::int64_t quads_, block_bytes_, num_blocks_;
   TableBuffer<std::uint8_t> blocks_;
   TableBuffer<Int8Bounds> bounds_;
@@ -51,6 +59,43 @@ class ByteItemBounds {
   std::int64_t quads_, block_bytes_, num_blocks_;
   AlignedBuffer<Int8Bounds> bounds_;
 };
+
+/// Queries as bytes.
+class Int8Queries {
+ public:
+  /// Queries that are bounded; `levels` as TopkKernels::int8_levels says.
+  Int8Queries(const float* queries, std::int64_t count, std::int64_t dim, int levels);
+
+  const Int8Query* data() const { return queries_.data(); }
+
+  /// Whether the bounds hold for a query: false where it is not finite or very large.
+  static bool bounded(const float* query, std::int64_t dim);
+
+ private:
+  Scratch<std::int32_t> quads_;
+  Scratch<Int8Query> queries_;
+};
+
+/// The candidates of one thread for some queries: the memory of a TopkState.
+class Int8Candidates {
+ public:
+  /// `block_bytes` is the size of a block where the scan has to lay them out, else 0.
+  Int8Candidates(std::int64_t queries, std::int64_t capacity, std::int64_t limit,
+                 std::int32_t* bound, std::int64_t block_bytes = 0);
+
+  TopkState& state() { return state_; }
+  const TopkState& state() const { return state_; }
+
+ private:
+  Scratch<float> floats_;
+  Scratch<std::int32_t> ids_;
+  Scratch<std::int64_t> longs_;
+  Scratch<std::uint8_t> blocks_;
+  TopkState state_{};
+};
+
+/// Whether the processor multiplies bytes by AVX-512 VNNI.
+bool has_vnni();
 
 /// What score_topk of ops/topk.h computes, bit for bit, by way of `items_as_bytes`, the view of a
 /// table or of bounds that were made from the items and the biases of `problem`. Throws

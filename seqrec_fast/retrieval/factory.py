@@ -22,6 +22,7 @@ __all__ = ["KINDS", "build", "load"]
 # Where the class of each kind is; imported only when it is asked for, as it may need faiss.
 _CLASSES = {
     "exact": ("seqrec_fast.retrieval.exact", "ExactIndex"),
+    "ivf-native": ("seqrec_fast.retrieval.ivf_native", "IvfNativeIndex"),
 }
 KINDS: tuple[str, ...] = tuple(_CLASSES)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from seqrec_fast._arguments import integer
 from seqrec_fast.errors import InputError
 
-__all__ = ["ExactOptions", "Options", "choice"]
+__all__ = ["ExactOptions", "IvfNativeOptions", "Options", "choice"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,44 @@ class ExactOptions(Options):
 
     def __post_init__(self) -> None:
         choice("dtype", self.dtype, ("float32", "int8"))
+
+
+@dataclass(frozen=True)
+class IvfNativeOptions(Options):
+    """Options of ``kind="ivf-native"``.
+
+    Attributes:
+        nlist: lists; ``None`` takes about twice the square root of the number of items.
+        nprobe: lists that a query visits at most, unless fewer than ``k`` items were found;
+            ``None`` sets no bound. May be changed by ``tuned``.
+        reach: a query leaves out the lists whose items would have to lie more than this many
+            standard deviations from the centre of the list to be among the best; ``None`` visits
+            ``nprobe`` lists whatever they promise. May be changed by ``tuned``.
+        seed: of the draws of k-means.
+        train_size: items that k-means sees; ``None`` takes 64 a list.
+    """
+
+    nlist: int | None = None
+    nprobe: int | None = None
+    reach: float | None = 5.0
+    seed: int = 0
+    train_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("nlist", "nprobe", "train_size"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name))
+        seed: object = self.seed
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise InputError(f"seed: expected a whole number of at least 0, found {seed!r}")
+        reach: object = self.reach
+        if reach is None:
+            return
+        if isinstance(reach, bool) or not isinstance(reach, int | float) or not 0 <= reach < 1e6:
+            raise InputError(
+                f"reach: expected a number of standard deviations from 0 on, or None for no bound, "
+                f"found {reach!r}"
+            )
 
 
 def choice(name: str, value: object, choices: tuple[str, ...]) -> None:

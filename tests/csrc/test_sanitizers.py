@@ -27,6 +27,7 @@ THREADED = [
     "team_",
     "hstu_attention_threads",
     "topk_threads",
+    "topk_lists_threads",
     "cross_entropy_threads",
     "linear_threads",
     "layer_norm_threads",

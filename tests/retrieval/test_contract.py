@@ -18,6 +18,7 @@ from seqrec_fast.jagged import JaggedBatch
 BUILDS: dict[str, dict[str, Any]] = {
     "exact": {"kind": "exact"},
     "exact int8": {"kind": "exact", "dtype": "int8"},
+    "ivf-native": {"kind": "ivf-native", "nlist": 8, "nprobe": 8, "reach": None},
 }
 RNG = np.random.default_rng(0)
 VECTORS = RNG.standard_normal((300, 16)).astype(np.float32)

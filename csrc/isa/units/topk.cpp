@@ -2,17 +2,20 @@
 #include "kernels/topk.h"
 
 #include "kernels/topk_int8.h"
+#include "kernels/topk_lists.h"
 
 namespace seqrec {
 namespace SEQREC_ISA {
 
 extern const TopkKernels topk_kernels;
 const TopkKernels topk_kernels = {
-    &Topk<SEQREC_LANES>::chunk_rows, &Topk<SEQREC_LANES>::begin,
-    &Topk<SEQREC_LANES>::scan,       &finish_topk<SEQREC_LANES>,
-    &WidenRows<SEQREC_LANES>::widen, &TopkInt8<SEQREC_LANES>::levels,
-    &TopkInt8<SEQREC_LANES>::begin,  &TopkInt8<SEQREC_LANES>::scan,
-    &TopkInt8<SEQREC_LANES>::settle,
+    &Topk<SEQREC_LANES>::chunk_rows,    &Topk<SEQREC_LANES>::begin,
+    &Topk<SEQREC_LANES>::scan,          &finish_topk<SEQREC_LANES>,
+    &WidenRows<SEQREC_LANES>::widen,    &TopkInt8<SEQREC_LANES>::levels,
+    &TopkInt8<SEQREC_LANES>::begin,     &TopkInt8<SEQREC_LANES>::scan,
+    &TopkInt8<SEQREC_LANES>::settle,    &TopkLists<SEQREC_LANES>::estimate,
+    &TopkLists<SEQREC_LANES>::tighten,  &TopkLists<SEQREC_LANES>::kth,
+    &TopkLists<SEQREC_LANES>::reaching,
 };
 
 }  // namespace SEQREC_ISA
