@@ -58,6 +58,8 @@ class Bundle:
         cleaning: the cleaning report, JSON-able.
         training: options, versions and the history of the training, JSON-able.
         extra_files: further small files by name, for instance ``"curve.png"``.
+        removed: bool ``[num_items]``, true for items that are never recommended any more but still
+            understood in histories; ``None``: none. See :mod:`seqrec_fast.bundle.catalogue`.
     """
 
     config: dict[str, Any]
@@ -69,6 +71,7 @@ class Bundle:
     cleaning: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     extra_files: dict[str, bytes] = field(default_factory=dict)
+    removed: NDArray[np.bool_] | None = None
 
 
 def name_problem(name: object) -> str | None:
@@ -140,6 +143,21 @@ def check_counts(num_items: int, vocabulary: int, popularity: NDArray[Any]) -> N
     if (popularity < 0).any():
         item = int(np.flatnonzero(popularity < 0)[0])
         raise InputError(f"{VOCABULARY}: the popularity of item {item} is negative")
+
+
+def check_removed(num_items: int, removed: NDArray[Any]) -> None:
+    """Checks the mask of removed items against the configuration.
+
+    Raises:
+        InputError: another type or shape, or no item is left.
+    """
+    if removed.dtype != np.bool_ or removed.shape != (num_items,):
+        raise InputError(
+            f"{VOCABULARY}: removed must be bool of shape ({num_items},), found {removed.dtype} "
+            f"of shape {removed.shape}"
+        )
+    if removed.all():
+        raise InputError(f"{VOCABULARY}: all {num_items} items are removed; leave at least one")
 
 
 def check_finite(name: str, tensor: NDArray[Any]) -> None:

@@ -24,6 +24,7 @@ from seqrec_fast.bundle.content import (
     Bundle,
     check_counts,
     check_finite,
+    check_removed,
     check_shapes,
     config_num_items,
 )
@@ -135,6 +136,9 @@ def _load(folder: Folder, verify: bool, mmap: bool) -> Bundle:
     popularity = stored.pop("popularity", None)
     if popularity is None:
         raise folder.refuse(VOCABULARY, "the tensor 'popularity' is missing")
+    removed = stored.pop("removed", None)
+    if removed is not None:
+        _checked(folder, check_removed, num_items, removed)
     items = _made(folder, VOCABULARY, Vocabulary.from_tensors, stored)
     _checked(folder, check_counts, num_items, len(items), popularity)
     table: ItemTable | None = None
@@ -157,6 +161,7 @@ def _load(folder: Folder, verify: bool, mmap: bool) -> Bundle:
             for name in folder.files
             if name not in RESERVED
         },
+        removed=removed,
     )
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "recommend": "items for a history of raw ids",
     "serve": "a bundle behind HTTP, with health, metrics and a page to try it",
     "batch": "items for every user of a file, into another file",
+    "items": "add items to a bundle or remove them, without training",
     "info": "what this installation can do, or what a bundle holds",
     "bench": "speed of the kernels here, beside other libraries",
 }

@@ -86,7 +86,10 @@ def _whole(config: Mapping[str, Any], name: str) -> int:
 
 
 def build_encoder(
-    config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], device: str = "cpu"
+    config: Mapping[str, Any],
+    tensors: Mapping[str, NDArray[Any]],
+    device: str = "cpu",
+    removed: NDArray[np.bool_] | None = None,
 ) -> Encoder:
     """The encoder of a bundle.
 
@@ -94,6 +97,7 @@ def build_encoder(
         config: the bundle's ``model.json``.
         tensors: float32 weights by their names in the trained model.
         device: from :func:`seqrec_fast.engine.devices.checked_device`.
+        removed: bool ``[num_items]``, true for items that the engine never ranks, or ``None``.
 
     Raises:
         BundleError: the model is unknown, or a tensor is missing or of another shape.
@@ -112,7 +116,7 @@ def build_encoder(
         isinstance(temperature, (int, float)) and 0 < temperature < math.inf
     ):
         raise BundleError(f"model.json: temperature must be above 0, found {temperature!r}")
-    return Encoder(config, tensors, device)
+    return Encoder(config, tensors, device, removed)
 
 
 class Encoder:
@@ -124,11 +128,17 @@ class Encoder:
         engine: this encoder and the items that it ranks.
         item_vectors: float32 ``[items, dim]``, what user embeddings are multiplied with.
         item_bias: float32 ``[items]`` or None.
+        ranking_bias: the same, and minus infinity for items that are removed; an item whose score
+            is minus infinity is never chosen.
         window: most recent events of a history that are read; 0: all of them.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], device: str = "cpu"
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, NDArray[Any]],
+        device: str = "cpu",
+        removed: NDArray[np.bool_] | None = None,
     ) -> None:
         weights = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in tensors.items()}
         table = weights["output.weight" if "output.weight" in weights else "item_embedding.weight"]
@@ -137,6 +147,11 @@ class Encoder:
             table = _unit_rows(table) / np.float32(temperature)
         self.item_vectors: Float = table
         self.item_bias: Float | None = weights.get("output_bias")
+        self.ranking_bias = self.item_bias
+        if removed is not None and removed.any():
+            zeros = np.zeros(len(table), dtype=np.float32)
+            bias = zeros if self.item_bias is None else self.item_bias
+            self.ranking_bias = np.where(removed, np.float32(-np.inf), bias)
         sizes = {
             "model": config["model"],
             "num_items": config["num_items"],
@@ -152,8 +167,11 @@ class Encoder:
             sizes["hidden"] = config["hidden"]
         self.engine: ModelEngine
         if device == "cpu":
-            self.engine = _C.Engine(sizes, weights, self.item_vectors, self.item_bias)
+            self.engine = _C.Engine(sizes, weights, self.item_vectors, self.ranking_bias)
         else:
+            if self.ranking_bias is not None:
+                config = {**config, "item_bias": True}
+                weights["output_bias"] = self.ranking_bias
             self.engine = device_engine(device, config, weights)
         self.window: int = self.engine.window
 

@@ -234,7 +234,9 @@ class Recommender:
         )
         np.clip(cosine, -1.0, 1.0, out=cosine)
         cosine[index] = -np.inf
-        found = best(cosine, min(count, len(model.items) - 1))
+        if model.removed is not None:
+            cosine[model.removed] = -np.inf
+        found = best(cosine, min(count, int(np.count_nonzero(cosine > -np.inf))))
         return Recommendation.of(model, found, cosine[found])
 
     # ---------------------------------------------------------------- vectors and scores
@@ -268,8 +270,9 @@ class Recommender:
             items: raw ids, in any order, repeats allowed; seen items are scored as well.
 
         Returns:
-            float32 ``[len(items)]``, aligned with ``items``; NaN for an unknown item. Where the
-            history holds no known id these are the event counts (popularity).
+            float32 ``[len(items)]``, aligned with ``items``; NaN for an unknown item, minus
+            infinity for one that was removed from the catalogue. Where the history holds no known
+            id these are the event counts (popularity).
 
         Raises:
             InputError: a text or a nested list where a flat list is expected.
@@ -393,7 +396,8 @@ class Recommender:
     def info(self) -> dict[str, Any]:
         """What serves: ``model, version, num_items, dim, parameters, titles, threads, weights``.
 
-        And ``device``, and ``config`` and ``metrics`` of the bundle.
+        And ``removed`` (items that are not recommended any more), ``device``, and ``config`` and
+        ``metrics`` of the bundle.
         """
         threads = self._threads or native.get_num_threads()
         return self._current.describe() | {"threads": threads, "weights": self._form["weights"]}

@@ -60,6 +60,7 @@ class ServedModel:
 
     Attributes:
         items: raw ids by item index.
+        removed: bool ``[items]``, true for those that are never recommended, or ``None``.
         table: titles and other columns, or ``None``.
         encoder: the user encoder; ``encoder.engine`` also ranks.
         device: where they compute.
@@ -74,17 +75,20 @@ class ServedModel:
         self.items = bundle.items
         self.table = bundle.item_table
         self.device = device
-        self.encoder = build_encoder(bundle.config, apply_weights(bundle.tensors, weights), device)
-        vectors, bias = self.encoder.item_vectors, self.encoder.item_bias
+        removed = self.removed = bundle.removed
+        tensors = apply_weights(bundle.tensors, weights)
+        self.encoder = build_encoder(bundle.config, tensors, device, removed)
+        vectors, bias = self.encoder.item_vectors, self.encoder.ranking_bias
         if len(vectors) != len(bundle.items):
             raise InputError(
                 f"weights.safetensors: {len(vectors)} item vectors, but the vocabulary has "
                 f"{len(bundle.items)} ids"
             )
         self.scorer = Scorer(vectors, bias, self.encoder.engine.rank)
-        self.popular = Scorer(
-            np.zeros((len(vectors), 1), dtype=np.float32), bundle.popularity.astype(np.float32)
-        )
+        counts = bundle.popularity.astype(np.float32)
+        if removed is not None:
+            counts[removed] = -np.inf
+        self.popular = Scorer(np.zeros((len(vectors), 1), dtype=np.float32), counts)
         self.config: dict[str, Any] = dict(bundle.config)
         self.metrics: dict[str, Any] = dict(bundle.metrics)
         self.parameters = sum(int(tensor.size) for tensor in bundle.tensors.values())
@@ -103,7 +107,9 @@ class ServedModel:
     def version(self) -> str:
         """16 hexadecimal digits: equal for models of equal weights, options and items."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        parts = {**self._tensors, **self.items.to_tensors()}
+        parts: dict[str, NDArray[Any]] = {**self._tensors, **self.items.to_tensors()}
+        if self.removed is not None:
+            parts["removed"] = self.removed
         for name in sorted(parts):
             digest.update(f"{name} {parts[name].shape}".encode())
             raw: Any = np.ascontiguousarray(parts[name]).reshape(-1).view(np.uint8)
@@ -123,6 +129,7 @@ class ServedModel:
             "model": self.config["model"],
             "version": self.version,
             "num_items": len(self.items),
+            "removed": 0 if self.removed is None else int(np.count_nonzero(self.removed)),
             "dim": int(self.scorer.items.shape[1]),
             "parameters": self.parameters,
             "titles": self.table is not None and self.table.title_column is not None,
