@@ -6,5 +6,19 @@ from __future__ import annotations
 from seqrec_fast.retrieval.exact import ExactIndex
 from seqrec_fast.retrieval.factory import KINDS, build, load
 from seqrec_fast.retrieval.index import METRICS, Found, Index, Metric
+from seqrec_fast.retrieval.sharded import Searcher, ShardedIndex
+from seqrec_fast.retrieval.streaming import write_exact
 
-__all__ = ["KINDS", "METRICS", "ExactIndex", "Found", "Index", "Metric", "build", "load"]
+__all__ = [
+    "KINDS",
+    "METRICS",
+    "ExactIndex",
+    "Found",
+    "Index",
+    "Metric",
+    "Searcher",
+    "ShardedIndex",
+    "build",
+    "load",
+    "write_exact",
+]

@@ -100,6 +100,17 @@ class ExactIndex(Index):
         """``dtype``."""
         return self._options.to_dict()
 
+    @classmethod
+    def facts(cls, metric: Metric, dim: int, size: int, options: ExactOptions) -> dict[str, Any]:
+        """The facts that the file of such an index holds."""
+        return {
+            "kind": cls.kind,
+            "metric": metric,
+            "dim": dim,
+            "size": size,
+            "options": options.to_dict(),
+        }
+
     # ---------------------------------------------------------------- private
 
     @classmethod

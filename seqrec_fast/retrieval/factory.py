@@ -22,6 +22,8 @@ __all__ = ["KINDS", "build", "load"]
 # Where the class of each kind is; imported only when it is asked for, as it may need faiss.
 _CLASSES = {
     "exact": ("seqrec_fast.retrieval.exact", "ExactIndex"),
+    "sharded": ("seqrec_fast.retrieval.sharded", "ShardedIndex"),
+    "qdrant": ("seqrec_fast.retrieval.qdrant", "QdrantIndex"),
 }
 KINDS: tuple[str, ...] = tuple(_CLASSES)
 
@@ -71,7 +73,7 @@ def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = True
     """
     stored = read_index(Path(path), verify=verify, mmap=mmap)
     try:
-        return _restored(stored)
+        return restored(stored)
     except (InputError, KeyError, TypeError) as error:
         reason = error if isinstance(error, InputError) else f"it lacks or misuses {error}"
         raise InputError(f"{path}: {reason}") from None
@@ -89,7 +91,8 @@ def index_class(kind: str) -> type[Index]:
     return cast("type[Index]", getattr(import_module(module), name))
 
 
-def _restored(stored: Stored) -> Index:
+def restored(stored: Stored) -> Index:
+    """The index that a file holds, after its facts are checked."""
     meta, tensors = stored
     found = index_class(meta.get("kind", ""))
     choice("metric", meta.get("metric"), METRICS)

@@ -262,18 +262,22 @@ class Index(ABC):
             InputError: the system refused (no space, no permission); what was there stays.
         """
         with self._writing:
-            rows = self._rows
-            tensors = self._tensors()
-            if rows.removed is not None:
-                tensors["removed"] = rows.removed
-            meta = {
-                "kind": self.kind,
-                "metric": self.metric,
-                "dim": self.dim,
-                "size": rows.size,
-                "options": self.options(),
-            }
-            write_index(Path(path), meta, tensors)
+            write_index(Path(path), self._meta(), self._all_tensors())
+
+    def _meta(self) -> dict[str, Any]:
+        """The facts that a file holds."""
+        return {
+            "kind": self.kind,
+            "metric": self.metric,
+            "dim": self.dim,
+            "size": self._rows.size,
+            "options": self.options(),
+        }
+
+    def _all_tensors(self) -> dict[str, NDArray[Any]]:
+        """The tensors that a file holds, with the mask of what is removed."""
+        removed = self._rows.removed
+        return self._tensors() if removed is None else {**self._tensors(), "removed": removed}
 
     # ---------------------------------------------------------------- what a kind defines
 
@@ -370,13 +374,18 @@ def first_not_finite(rows: Float) -> int | None:
 
 
 def unit_rows(rows: Float) -> Float:
-    """Rows of length 1; a row of zeros stays. In float64, so that nothing over- or underflows."""
+    """Rows of length 1; a row of zeros stays. In float64, so that nothing over- or underflows.
+
+    A row whose length is 1 up to the rounding of float32 stays bit for bit, so that doing it twice
+    is doing it once.
+    """
     found = np.empty(rows.shape, dtype=np.float32)
     step = max(1, 2**18 // max(1, rows.shape[1]))
     for begin in range(0, len(rows), step):
         wide = rows[begin : begin + step].astype(np.float64)
         norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-        found[begin : begin + step] = wide / np.where(norms > 0, norms, 1.0)[:, None]
+        keep = (norms == 0) | (np.abs(norms - 1.0) <= 2.0**-23)
+        found[begin : begin + step] = wide / np.where(keep, 1.0, norms)[:, None]
     return found
 
 

@@ -22,7 +22,7 @@ from seqrec_fast.bundle.jsonio import MAX_BYTES, parse_object
 from seqrec_fast.bundle.tensorfile import Entry, read_header, read_tensors, write_tensors
 from seqrec_fast.errors import InputError
 
-__all__ = ["Stored", "read_index", "write_index"]
+__all__ = ["META", "Stored", "meta_bytes", "read_index", "write_index"]
 
 FORMAT = "seqrec-fast-index"
 FORMAT_VERSION = 1
@@ -47,13 +47,7 @@ def write_index(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, NDArr
     Raises:
         InputError: the system refused; what was there stays.
     """
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        **meta,
-        "sha256": {name: _digest(tensor) for name, tensor in sorted(tensors.items())},
-    }
-    text = json.dumps(content, sort_keys=True).encode("utf-8")
+    text = meta_bytes(meta, {name: _digest(tensor) for name, tensor in sorted(tensors.items())})
     whole = {**tensors, META: np.frombuffer(text, dtype=np.uint8)}
 
     def fill(stream: IO[bytes]) -> None:
@@ -65,6 +59,22 @@ def write_index(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, NDArr
         write_tensors(whole, write)
 
     write_whole(path, fill, "index")
+
+
+def meta_bytes(meta: Mapping[str, Any], digests: Mapping[str, str]) -> bytes:
+    """The contents of the tensor that tells what the others are.
+
+    Args:
+        meta: facts, ready for JSON.
+        digests: SHA-256 of every other tensor, by name.
+    """
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **meta,
+        "sha256": dict(digests),
+    }
+    return json.dumps(content, sort_keys=True).encode("utf-8")
 
 
 def read_index(path: Path, *, verify: bool = True, mmap: bool = True) -> Stored:
