@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast.bundle.content import Bundle
-from seqrec_fast.bundle.item_features import ItemRegression, Quality
+from seqrec_fast.bundle.item_features import BOOST, ItemRegression, Quality
 from seqrec_fast.data.items import ItemTable
 from seqrec_fast.data.vocabulary import Vocabulary, is_canonical_integer
 from seqrec_fast.errors import InputError
@@ -65,12 +65,13 @@ def change(
     like: Sequence[Sequence[Any] | None] | None = None,
     table: ItemTable | None = None,
     remove: Sequence[Any] = (),
+    boost: float = BOOST,
 ) -> Changed:
     """Adds, changes and removes items.
 
-    A new item's vector is the one given; else the mean direction, at the mean length, of the
-    vectors of the items that it is said to be like; else it is predicted from its row in the item
-    table (:class:`ItemRegression`). Its bias is the mean of those items, or the median of all. A
+    A new item's vector is the one given; else it lies between those of the items that it is said to
+    be like, as far from the mean of all as they do; else it is predicted from its row in the item
+    table (:class:`ItemRegression`). Its bias is the mean of those items', or the median of all. A
     removed item keeps its vector and its id: histories that hold it are understood, it is not
     recommended, and it comes back when it is added again.
 
@@ -82,6 +83,8 @@ def change(
         table: rows for the item table, aligned with ``add``. Cells that are not known leave what is
             there.
         remove: raw ids; unknown ones are told in the answer.
+        boost: how far predicted vectors lie from the mean of all, in median distances of the
+            trained ones. More brings new items into more recommendations, at the cost of others.
 
     Raises:
         InputError: names the argument and the item.
@@ -93,7 +96,9 @@ def change(
         if given is not None and len(given) != len(raw):
             raise InputError(f"{name}: {len(given)} rows for {len(raw)} items; give one an item")
     before = len(bundle.items)
-    made = _Vectors(bundle, raw, place, vectors, like, table)
+    if not 0 < boost < 100:
+        raise InputError(f"boost: expected a number above 0 and below 100, found {boost!r}")
+    made = _Vectors(bundle, raw, place, vectors, like, table, boost)
     tensors = dict(bundle.tensors)
     for name in (*_TABLES, _BIAS):
         if name in tensors:
@@ -265,8 +270,10 @@ class _Vectors:
         vectors: Sequence[ArrayLike | None] | NDArray[Any] | None,
         like: Sequence[Sequence[Any] | None] | None,
         table: ItemTable | None,
+        boost: float,
     ) -> None:
         self._bundle = bundle
+        self._boost = boost
         self._place = place
         self.given = np.zeros(len(raw), dtype=np.bool_)  # has a new vector
         self.sources = {"given": 0, "like": 0, "features": 0}
@@ -312,15 +319,16 @@ class _Vectors:
             for at, models in self._like.items():
                 found[self._place[at]] = old[models].mean()
             return found
+        centre = old.mean(axis=0, dtype=np.float64)
         for at, vector in self._plain.items():
             found[self._place[at]] = vector
         for at, models in self._like.items():
-            found[self._place[at]] = _between(old[models])
+            found[self._place[at]] = _between(old[models], centre)
         if self._rows is not None:
             assert self._bundle.item_table is not None
             fitted = ItemRegression(self._bundle.item_table, old, self._bundle.popularity)
             self.quality = fitted.quality  # of the table that ranks, which comes last
-            found[self._place[self._predicted]] = fitted.predict(self._rows)
+            found[self._place[self._predicted]] = fitted.predict(self._rows, self._boost)
         return found
 
     def _checked(self, raw: Any, vector: ArrayLike) -> Float:
@@ -352,16 +360,14 @@ class _Vectors:
         return found
 
 
-def _between(rows: Float) -> Float:
-    """The mean direction of some vectors at their mean length."""
-    wide = rows.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1)
-    units = wide[lengths > 0] / lengths[lengths > 0, None]
-    mean = units.sum(axis=0)
+def _between(rows: Float, centre: NDArray[np.float64]) -> Float:
+    """The mean of some vectors, as far from the mean of all vectors as they are on average."""
+    wide = rows.astype(np.float64) - centre
+    mean = wide.mean(axis=0)
     length = np.linalg.norm(mean)
-    if length < 1e-9:  # they cancel out
-        return wide.mean(axis=0).astype(np.float32)  # type: ignore[no-any-return]
-    found: Float = (mean * (lengths.mean() / length)).astype(np.float32)
+    if length > 0:
+        mean *= np.linalg.norm(wide, axis=1).mean() / length
+    found: Float = (centre + mean).astype(np.float32)
     return found
 
 

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from seqrec_fast.data.items import ItemTable
 from seqrec_fast.errors import InputError
 
-__all__ = ["ItemRegression", "Quality"]
+__all__ = ["BOOST", "ItemRegression", "Quality"]
 
 Float = NDArray[np.float32]
 
-MAX_WORDS = 4096
+MAX_WORDS = 2048
+#: how far a predicted vector lies from the mean of all, where a trained one is at 1
+BOOST = 0.8
 #: items that a fit looks at, those with the most events first: theirs are the best vectors
 MAX_FITTED = 50_000
 _LEAST_ITEMS = 20
@@ -96,22 +98,28 @@ class ItemRegression:
         weights, offset = first.solve(best)
         self.quality = _quality(rows.product(weights, held) + offset, goal[held], goal[~held])
         self._weights, self._offset = _Normal(rows, goal, np.ones(len(goal), np.bool_)).solve(best)
-        # Predictions shrink towards the mean; scores are comparable at the length of trained ones.
-        self._length = float(np.median(np.linalg.norm(goal, axis=1)))
+        self._centre = goal.mean(axis=0)
+        self._length = float(np.median(np.linalg.norm(goal - self._centre, axis=1)))
 
-    def predict(self, table: ItemTable) -> Float:
-        """Vectors of other items, of the median length of the trained ones.
+    def predict(self, table: ItemTable, boost: float = BOOST) -> Float:
+        """Vectors of other items.
+
+        A regression shrinks what it is not sure of towards the mean, and an item at the mean is
+        never recommended. What the vectors of all items have in common shifts the scores of all by
+        the same; so only the difference from the mean is made longer.
 
         Args:
             table: their rows; columns that the first table did not have are not looked at.
+            boost: length of that difference, in median lengths of the trained vectors.
 
         Returns:
             float32 ``[items, dim]``.
         """
         found = self._features.rows(table).product(self._weights) + self._offset
+        found -= self._centre
         length = np.linalg.norm(found, axis=1, keepdims=True)
-        scale = np.divide(self._length, length, out=np.zeros_like(length), where=length > 0)
-        scaled: Float = (found * scale).astype(np.float32)
+        scale = np.divide(self._length * boost, length, out=np.zeros_like(length), where=length > 0)
+        scaled: Float = (self._centre + found * scale).astype(np.float32)
         return scaled
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from seqrec_fast.cli.console import check_output, print_json, read_ids, say
+from seqrec_fast.cli.console import check_output, number, print_json, read_ids, say
 from seqrec_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--vector", metavar="COLUMN", help="column of vectors in --add: numbers with spaces between"
     )
+    parser.add_argument(
+        "--boost",
+        type=number,
+        metavar="X",
+        help="how boldly predicted items compete (default: 0.8)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
@@ -75,6 +81,7 @@ def run(args: Namespace) -> int:
         like=added.like,
         table=added.table,
         remove=gone,
+        **({} if args.boost is None else {"boost": args.boost}),
     )
     bundles.save(done.bundle, out)
     facts = _facts(done, out)

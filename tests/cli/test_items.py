@@ -4,29 +4,34 @@
 from __future__ import annotations
 
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from seqrec_fast import Recommender, bundle
+from seqrec_fast.data.items import ItemTable
 from tests.cli.refusals import check_refused, snapshot
 from tests.cli.support import ITEMS, World, run
 
 
 @pytest.fixture
 def copy(world: World, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(world.bundle, tmp_path / "bundle"))
+    """A bundle whose titles share words."""
+    content = bundle.load(world.bundle)
+    titles: list[str | None] = [f"Story {n % 3} of {n % 5}" for n in range(ITEMS)]
+    bundle.save(replace(content, item_table=ItemTable({"title": titles}, "title")), tmp_path / "b")
+    return tmp_path / "b"
 
 
 def test_a_bundle_gets_new_items_and_loses_some(copy: Path, tmp_path: Path) -> None:
     new, gone = tmp_path / "new.csv", tmp_path / "gone.txt"
     new.write_text(
         "item_id,title,similar,place\n"
-        'n1,"Title, number 5",i5|i6,\n'
+        "n1,A story of 5,i5|i6,\n"
         "n2,Placed,,1 2 3 4 5 6 7 8\n"
         "i7,Renamed,,\n"
-        'n3,"Title, number 9",,\n',
+        "n3,Story 2 of 4,,\n",
         encoding="utf-8",
     )
     gone.write_text("i0\ni1\nzz\n", encoding="utf-8")
@@ -62,7 +67,7 @@ def test_a_bundle_gets_new_items_and_loses_some(copy: Path, tmp_path: Path) -> N
         ("item_id,title,v\nn1,A,one\n", ["--vector", "v"], "expected numbers"),
         ("item_id,title,s\nn1,A,i999\n", ["--like", "s"], "i999"),
         ("item_id,title\nn1,A\n", ["--like", "nope"], "no column 'nope'"),
-        ("item_id\nn1\n", [], "is new and has no vector"),
+        ("item_id,title\nn1,A\n", ["--like", "title"], "said to be like 'A'"),
     ],
 )
 def test_files_that_cannot_be_used(
