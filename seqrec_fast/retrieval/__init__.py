@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from seqrec_fast.retrieval.exact import ExactIndex
-from seqrec_fast.retrieval.factory import KINDS, build, load
+from seqrec_fast.retrieval.factory import KINDS, build, from_tensors, load
 from seqrec_fast.retrieval.index import METRICS, Found, Index, Metric
 
-__all__ = ["KINDS", "METRICS", "ExactIndex", "Found", "Index", "Metric", "build", "load"]
+__all__ = ["KINDS", "METRICS", "ExactIndex", "Found", "Index", "Metric", "build", "from_tensors", "load"]
