@@ -7,4 +7,14 @@ from seqrec_fast.retrieval.exact import ExactIndex
 from seqrec_fast.retrieval.factory import KINDS, build, from_tensors, load
 from seqrec_fast.retrieval.index import METRICS, Found, Index, Metric
 
-__all__ = ["KINDS", "METRICS", "ExactIndex", "Found", "Index", "Metric", "build", "from_tensors", "load"]
+__all__ = [
+    "KINDS",
+    "METRICS",
+    "ExactIndex",
+    "Found",
+    "Index",
+    "Metric",
+    "build",
+    "from_tensors",
+    "load",
+]
