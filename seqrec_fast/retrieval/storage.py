@@ -22,7 +22,7 @@ from seqrec_fast.bundle.jsonio import MAX_BYTES, parse_object
 from seqrec_fast.bundle.tensorfile import Entry, read_header, read_tensors, write_tensors
 from seqrec_fast.errors import InputError
 
-__all__ = ["Stored", "as_tensors", "from_tensors", "read_index", "write_index"]
+__all__ = ["Stored", "as_tensors", "from_tensors", "read_index", "read_meta", "write_index"]
 
 FORMAT = "seqrec-fast-index"
 FORMAT_VERSION = 1
@@ -125,6 +125,23 @@ def read_index(path: Path, *, verify: bool = True, mmap: bool = True) -> Stored:
             raise InputError(f"{path}: it does not fit into memory; give mmap=True") from None
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+
+def read_meta(stream: IO[bytes], size: int) -> dict[str, Any]:
+    """The facts alone, from a file at its beginning; no other tensor is read.
+
+    Args:
+        stream: the file.
+        size: its size in bytes.
+
+    Raises:
+        InputError: it is no index, or one of a newer version.
+    """
+    entries = read_header(stream, size, _nothing)
+    _check_entries(entries)
+    entry = next(entry for entry in entries if entry.name == META)
+    stream.seek(entry.begin, os.SEEK_CUR)
+    return _meta(read_tensors(stream, [entry._replace(begin=0)], None)[META])
 
 
 def _check_entries(entries: list[Entry]) -> None:

@@ -79,7 +79,7 @@ def slow_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def slow(self: Any, *arguments: Any) -> Found:
         if type(self) is ExactIndex:
-            time.sleep(0.003)
+            time.sleep(0.0006)
         return plain(self, *arguments)
 
     monkeypatch.setattr(ExactIndex, "_search", slow)
@@ -141,7 +141,7 @@ def test_exact_wins_where_no_other_finds_enough() -> None:
 
 
 def test_exact_wins_where_all_others_are_slower() -> None:
-    found = tuning.tune(VECTORS, QUERIES, 10, 0.3, tried=[walked(delay=0.002)])
+    found = tuning.tune(VECTORS, QUERIES, 10, 0.3, tried=[walked(delay=0.0006)])
     assert found.best.exact
 
 
