@@ -20,17 +20,26 @@ __all__ = ["Candidate", "Walk", "candidates"]
 
 @dataclass(frozen=True)
 class Walk:
-    """A whole number that trades time for recall in a search: more of it finds more.
+    """A number that trades time for recall in a search: more of it finds more.
 
     Attributes:
         option: its name among the arguments of :meth:`seqrec_fast.retrieval.Index.tuned`.
-        low: the first value tried.
+        low: the first step tried, a whole number.
         high: the last one worth trying.
+        unit: the option is so many times the step; ``None``: it is the step itself.
+        fixed: other arguments of ``tuned`` that stay the same.
     """
 
     option: str
     low: int
     high: int
+    unit: float | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def search(self, step: int) -> dict[str, Any]:
+        """Arguments of ``tuned`` at a step."""
+        value = step if self.unit is None else round(step * self.unit, 9)
+        return {**self.fixed, self.option: value}
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,12 @@ class Candidate:
     Attributes:
         kind: one of :data:`seqrec_fast.retrieval.KINDS`.
         build: options of :func:`seqrec_fast.retrieval.build`.
-        walk: ``None`` where a search has nothing to tune.
+        walks: what a search has to tune, each walked by itself on the one index.
     """
 
     kind: str
     build: Mapping[str, Any] = field(default_factory=dict)
-    walk: Walk | None = None
+    walks: tuple[Walk, ...] = ()
 
 
 def candidates(items: int, k: int, kinds: Sequence[str] | None = None) -> list[Candidate]:
@@ -78,26 +87,36 @@ def _flat(items: int, k: int) -> list[Candidate]:
     return [Candidate("flat")]
 
 
-def _lists(kind: str) -> Callable[[int, int], list[Candidate]]:
-    """Inverted lists: a search looks into ``nprobe`` of about ``4 sqrt(items)`` lists."""
+def _nprobe(items: int, **fixed: Any) -> Walk:
+    """Lists to look into: there are about ``4 sqrt(items)`` at most."""
+    return Walk("nprobe", 1, max(1, 4 * math.isqrt(max(items, 1))), fixed=fixed)
 
-    def tried(items: int, k: int) -> list[Candidate]:
-        return [Candidate(kind, {}, Walk("nprobe", 1, max(1, 4 * math.isqrt(max(items, 1)))))]
 
-    return tried
+def _ivf(items: int, k: int) -> list[Candidate]:
+    return [Candidate("ivf", {}, (_nprobe(items),))]
+
+
+def _ivfpq(items: int, k: int) -> list[Candidate]:
+    return [Candidate("ivfpq", {}, (_nprobe(items),))]
+
+
+def _ivf_native(items: int, k: int) -> list[Candidate]:
+    reach = Walk("reach", 5, 60, unit=0.1, fixed={"nprobe": None})
+    return [Candidate("ivf-native", {}, (reach, _nprobe(items, reach=None)))]
 
 
 def _hnsw(items: int, k: int) -> list[Candidate]:
     # A search that keeps fewer than k candidates cannot return k; beyond some thousands of them a
     # comparison with all items is quicker.
-    return [Candidate("hnsw", {}, Walk("ef_search", k, max(k, min(items, 40 * k))))]
+    walk = Walk("ef_search", k, max(k, min(items, 40 * k)))
+    return [Candidate("hnsw", {"m": m}, (walk,)) for m in (16, 32)]
 
 
 _TRIED: dict[str, Callable[[int, int], list[Candidate]]] = {
     "exact": _exact,
     "flat": _flat,
-    "ivf-native": _lists("ivf-native"),
-    "ivf": _lists("ivf"),
-    "ivfpq": _lists("ivfpq"),
+    "ivf-native": _ivf_native,
+    "ivf": _ivf,
+    "ivfpq": _ivfpq,
     "hnsw": _hnsw,
 }

@@ -315,10 +315,22 @@ class _Race:
         began = time.perf_counter()
         index = build(self.vectors, one.kind, self.metric, **one.build)
         built = time.perf_counter() - began
-        search: dict[str, Any] = {}
-        curve: list[dict[str, float]] = []
-        if one.walk is not None:
-            index, search, curve = self._walked(index, one.walk, tell)
+        if not one.walks:
+            self._measured(one, index, built, {}, [], tell)
+        for walk in one.walks:
+            tuned, search, curve = self._walked(index, walk, tell)
+            self._measured(one, tuned, built, search, curve, tell)
+
+    def _measured(
+        self,
+        one: Candidate,
+        index: Index,
+        built: float,
+        search: dict[str, Any],
+        curve: list[dict[str, float]],
+        tell: Say,
+    ) -> None:
+        """Times an index and enters it into the race."""
         mean, error = self._recall(index)
         times = _times([index], self.judge, self.k, self.threads)[0]
         trial = Trial(
@@ -377,12 +389,16 @@ class _Race:
         quickest = min((trial.median_us for trial in self.trials if trial.exact), default=math.inf)
 
         def reaches(value: int) -> bool:
-            made = index.tuned(**{walk.option: value})
+            made = index.tuned(**walk.search(value))
             mean, error = self._recall(made)
             times = _times([made], self.choose, self.k, self.threads, _SECONDS / 8)[0]
-            step = {"value": value, "recall": mean, "median_us": float(np.median(times))}
+            step = {
+                "value": walk.search(value)[walk.option],
+                "recall": mean,
+                "median_us": float(np.median(times)),
+            }
             curve[value] = step
-            tell(f"{index.kind} {walk.option}={value}: recall {mean:.4f}")
+            tell(f"{index.kind} {walk.option}={step['value']}: recall {mean:.4f}")
             return mean - error >= self.share
 
         value, below = min(walk.low, walk.high), 0
@@ -393,7 +409,7 @@ class _Race:
                 break
             value = min(2 * value, walk.high)
             try:
-                index.tuned(**{walk.option: value})
+                index.tuned(**walk.search(value))
             except InputError:  # more than this index has, such as lists
                 value = below
                 break
@@ -406,7 +422,7 @@ class _Race:
                     value = middle
                 else:
                     below = middle
-        search = {walk.option: value}
+        search = walk.search(value)
         return index.tuned(**search), search, [curve[at] for at in sorted(curve)]
 
 

@@ -133,13 +133,13 @@ def test_commands_recommend_through_the_index(
     assert [one["item"] for one in plain["recommendations"]] == [
         one["item"] for one in through["recommendations"]
     ]
-    for name, more in (("a", ()), ("b", ("--index",))):
+    for name, more in (("a.parquet", ()), ("b.parquet", ("--index",))):
         done = run("batch", indexed, world.log, tmp_path / name, "--k", 5, *more)
         assert done.code == 0, done.err
     assert sum(searches[1:]) == USERS
     import pyarrow.parquet as pq
 
-    tables = [pq.read_table(tmp_path / name).to_pylist() for name in ("a", "b")]
+    tables = [pq.read_table(tmp_path / name).to_pylist() for name in ("a.parquet", "b.parquet")]
     items = [[row["items"] for row in table] for table in tables]
     assert items[0] == items[1]
 
@@ -275,7 +275,8 @@ def test_a_command_that_is_stopped_leaves_the_old_bundle(
 
 
 def test_no_index_where_one_is_asked_for(world: World) -> None:
-    for command in (["recommend", world.bundle, "--history", "i1"], ["evaluate", world.bundle, world.log]):  # fmt: skip
+    recommend = ("recommend", world.bundle, "--history", "i1")
+    for command in (recommend, ("evaluate", world.bundle, world.log)):
         done = run(*command, "--index")
         assert done.code == 2
         assert "the bundle has no index; make one with seqrec-fast index" in done.err

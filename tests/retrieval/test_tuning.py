@@ -45,7 +45,7 @@ class Partial(ExactIndex):
 
     def tuned(self, **search_options: Any) -> Partial:
         made = type(self)(self._current.items, self.metric)
-        made.effort, made.delay = search_options["effort"], self.delay
+        made.effort, made.delay = int(search_options["effort"]), self.delay
         if made.effort > 100:
             raise InputError("effort: at most 100")
         self.tried.append(made.effort)
@@ -86,7 +86,7 @@ def slow_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def walked(high: int = 100, **build: Any) -> Candidate:
-    return Candidate("partial", build, Walk("effort", 1, high))
+    return Candidate("partial", build, (Walk("effort", 1, high),))
 
 
 def test_the_quickest_that_finds_enough_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +158,22 @@ def test_a_walk_ends_where_the_index_does(monkeypatch: pytest.MonkeyPatch) -> No
     found = tuning.tune(VECTORS, QUERIES, 10, 1.0, tried=[walked(high=1000)])
     lost = next(trial for trial in found.trials if trial.kind == "partial")
     assert lost.search == {"effort": 64}  # the next step would have been 128
+
+
+def test_a_kind_is_built_once_for_all_its_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_exact(monkeypatch)
+    built: list[int] = []
+    plain = Partial._build.__func__  # type: ignore[attr-defined]
+    count = classmethod(lambda cls, *given: built.append(1) or plain(cls, *given))
+    monkeypatch.setattr(Partial, "_build", count)
+    walks = Walk("effort", 1, 100), Walk("effort", 1, 2000, unit=0.5, fixed={})
+    found = tuning.tune(VECTORS, QUERIES, 10, 0.8, tried=[Candidate("partial", {}, walks)])
+    assert len(built) == 1
+    assert len([trial for trial in found.trials if trial.kind == "partial"]) == 2
+    assert Walk("reach", 5, 60, unit=0.1, fixed={"nprobe": None}).search(7) == {
+        "nprobe": None,
+        "reach": 0.7,
+    }
 
 
 def test_what_cannot_be_built_is_named_with_its_reason() -> None:
