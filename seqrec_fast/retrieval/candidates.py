@@ -109,7 +109,7 @@ def _hnsw(items: int, k: int) -> list[Candidate]:
     # A search that keeps fewer than k candidates cannot return k; beyond some thousands of them a
     # comparison with all items is quicker.
     walk = Walk("ef_search", k, max(k, min(items, 40 * k)))
-    return [Candidate("hnsw", {"m": m}, (walk,)) for m in (16, 32)]
+    return [Candidate("hnsw", {}, (walk,))]
 
 
 _TRIED: dict[str, Callable[[int, int], list[Candidate]]] = {
