@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_figures import kernel_table
+from benchmarks.retrieval_figures import retrieval_table
 from benchmarks.serving_figures import (
     engine_table,
     serving_rows,
@@ -41,6 +42,7 @@ PAGES = (
     ROOT / "docs" / "quality.md",
     ROOT / "docs" / "benchmarks.md",
     ROOT / "docs" / "engine.md",
+    ROOT / "docs" / "retrieval.md",
     ROOT / "docs" / "serving.md",
     ROOT / "docs" / "sessions.md",
     *sorted((ROOT / "docs" / "ops").glob("*.md")),
@@ -206,6 +208,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "roofline": _roofs,
     "engine": partial(engine_table, RESULTS),
     "serving": partial(serving_table, RESULTS),
+    "retrieval": partial(retrieval_table, RESULTS),
     "sessions": partial(sessions_table, RESULTS),
     **{name: partial(kernel_table, name, KERNELS, "../assets") for name in OPERATIONS},
 }

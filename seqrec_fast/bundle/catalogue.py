@@ -124,7 +124,14 @@ def change(
         popularity=np.concatenate([bundle.popularity, np.zeros(extra, dtype=np.int64)]),
         item_table=item_table,
         removed=removed if removed.any() else None,
+        index=None,
     )
+    if bundle.index is not None:
+        from seqrec_fast.retrieval import from_tensors
+
+        index = from_tensors(bundle.index)
+        update_index(index, bundle, after)
+        after.index = index.to_tensors()
     return Changed(
         bundle=after,
         added=extra,

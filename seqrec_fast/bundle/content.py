@@ -27,12 +27,13 @@ MODEL = "model.json"
 WEIGHTS = "weights.safetensors"
 VOCABULARY = "vocabulary.safetensors"
 ITEMS = "items.safetensors"
+INDEX = "index.safetensors"
 METRICS = "metrics.json"
 CLEANING = "cleaning.json"
 TRAINING = "training.json"
 
 REQUIRED = (MODEL, WEIGHTS, VOCABULARY, METRICS, CLEANING, TRAINING)
-RESERVED = frozenset((MANIFEST, ITEMS, *REQUIRED))
+RESERVED = frozenset((MANIFEST, ITEMS, INDEX, *REQUIRED))
 
 MAX_ITEMS = 2**31 - 1  # items are int32 indices everywhere
 MAX_EXTRA_BYTES = 64 * 2**20
@@ -60,6 +61,9 @@ class Bundle:
         extra_files: further small files by name, for instance ``"curve.png"``.
         removed: bool ``[num_items]``, true for items that are never recommended any more but still
             understood in histories; ``None``: none. See :mod:`seqrec_fast.bundle.catalogue`.
+        index: an index over the item vectors as :func:`seqrec_fast.engine.index_ranker.item_rows`
+            lays them out, in the form of :meth:`seqrec_fast.retrieval.Index.to_tensors`; or
+            ``None``. Whoever changes the weights has to drop it.
     """
 
     config: dict[str, Any]
@@ -72,6 +76,7 @@ class Bundle:
     training: dict[str, Any] = field(default_factory=dict)
     extra_files: dict[str, bytes] = field(default_factory=dict)
     removed: NDArray[np.bool_] | None = None
+    index: dict[str, NDArray[Any]] | None = None
 
 
 def name_problem(name: object) -> str | None:
@@ -158,6 +163,26 @@ def check_removed(num_items: int, removed: NDArray[Any]) -> None:
         )
     if removed.all():
         raise InputError(f"{VOCABULARY}: all {num_items} items are removed; leave at least one")
+
+
+def check_index(num_items: int, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Checks that the tensors are those of an index over all items of the bundle.
+
+    Raises:
+        InputError: says what they are instead.
+    """
+    # The reader of indexes stands on this package, so it can't be imported above.
+    from seqrec_fast.retrieval.storage import from_tensors
+
+    try:
+        size = from_tensors(tensors, verify=False).meta.get("size")
+    except InputError as error:
+        raise InputError(f"{INDEX}: {error}") from None
+    if size != num_items:
+        raise InputError(
+            f"{INDEX}: an index of {size} items, but {MODEL} states {num_items}; make it again "
+            f"with seqrec-fast index"
+        )
 
 
 def check_finite(name: str, tensor: NDArray[Any]) -> None:

@@ -22,6 +22,7 @@ from seqrec_fast.bundle.content import (
     CLEANING,
     FORMAT,
     FORMAT_VERSION,
+    INDEX,
     ITEMS,
     MANIFEST,
     MAX_EXTRA_BYTES,
@@ -34,6 +35,7 @@ from seqrec_fast.bundle.content import (
     Bundle,
     check_counts,
     check_finite,
+    check_index,
     check_removed,
     check_shapes,
     config_num_items,
@@ -125,6 +127,9 @@ def _contents(bundle: Bundle) -> dict[str, _Write]:
                 f"{ITEMS}: {len(bundle.item_table)} rows, but {MODEL} states {num_items} items"
             )
         found[ITEMS] = _tensors(ITEMS, bundle.item_table.to_tensors())
+    if bundle.index is not None:
+        check_index(num_items, bundle.index)
+        found[INDEX] = _tensors(INDEX, bundle.index)
     data: Any
     for name, data in bundle.extra_files.items():
         problem = name_problem(name)

@@ -7,7 +7,15 @@ import csv
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from seqrec_fast.cli.console import check_threads, print_json, read_ids, say, table, whole_number
+from seqrec_fast.cli.console import (
+    add_index_option,
+    check_threads,
+    print_json,
+    read_ids,
+    say,
+    table,
+    whole_number,
+)
 from seqrec_fast.errors import InputError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -42,6 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
     )
+    add_index_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
@@ -54,7 +63,10 @@ def run(args: Namespace) -> int:
     from seqrec_fast.engine import Recommender
 
     recommender = Recommender.load(
-        args.bundle, threads=check_threads(args.threads), device=args.device
+        args.bundle,
+        threads=check_threads(args.threads),
+        device=args.device,
+        retrieval=args.retrieval,
     )
     answer = recommender.recommend(
         [history], k=args.k, exclude_seen=not args.include_seen, allow=allow, deny=deny

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from seqrec_fast import bundle as bundles
 from seqrec_fast.bundle import Bundle
+from seqrec_fast.engine.devices import checked_device
 from seqrec_fast.engine.encoders import build_encoder
-from seqrec_fast.engine.precision import Weights, apply_weights
+from seqrec_fast.engine.index_ranker import IndexRanker, checked_retrieval
+from seqrec_fast.engine.precision import Weights, apply_weights, checked_weights
 from seqrec_fast.engine.selection import Scorer
 from seqrec_fast.errors import BundleError, DeviceError, InputError
 
-__all__ = ["ServedModel", "Source", "open_model"]
+__all__ = ["ServedModel", "Source", "checked_form", "open_model"]
 
 Source = Bundle | str | os.PathLike[str]
 
@@ -64,6 +66,7 @@ class ServedModel:
         table: titles and other columns, or ``None``.
         encoder: the user encoder; ``encoder.engine`` also ranks.
         device: where they compute.
+        ranker: the index that finds items, or ``None`` where the engine does.
         scorer: item vectors and bias.
         popular: the same for users without a known event: scores are event counts.
         config: the bundle's ``model.json``.
@@ -71,7 +74,13 @@ class ServedModel:
         parameters: number of weights.
     """
 
-    def __init__(self, bundle: Bundle, weights: Weights = "float32", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        weights: Weights = "float32",
+        device: str = "cpu",
+        retrieval: str = "exact",
+    ) -> None:
         self.items = bundle.items
         self.table = bundle.item_table
         self.device = device
@@ -84,7 +93,15 @@ class ServedModel:
                 f"weights.safetensors: {len(vectors)} item vectors, but the vocabulary has "
                 f"{len(bundle.items)} ids"
             )
-        self.scorer = Scorer(vectors, bias, self.encoder.engine.rank)
+        plain = self.encoder.item_bias  # an index knows by itself what is removed
+        self.ranker = None if retrieval == "exact" else IndexRanker.of(bundle.index, vectors, plain)
+        if self.ranker is not None and weights != "float32":
+            raise InputError(
+                f"retrieval: the index holds the vectors of weights='float32', not of {weights!r}; "
+                f"take one or the other"
+            )
+        rank = self.encoder.engine.rank if self.ranker is None else self.ranker.rank
+        self.scorer = Scorer(vectors, bias, rank)
         counts = bundle.popularity.astype(np.float32)
         if removed is not None:
             counts[removed] = -np.inf
@@ -134,6 +151,8 @@ class ServedModel:
             "parameters": self.parameters,
             "titles": self.table is not None and self.table.title_column is not None,
             "device": self.device,
+            "retrieval": "exact" if self.ranker is None else "index",
+            "index": None if self.ranker is None else self.ranker.describe(),
             "config": dict(self.config),
             "metrics": dict(self.metrics),
         }
@@ -145,8 +164,30 @@ class ServedModel:
         return tuple(self.table.title(index) for index in indices.tolist())
 
 
+def checked_form(
+    weights: object, device: object, retrieval: object, *, mmap: bool = True
+) -> dict[str, Any]:
+    """How every model of a Recommender is opened: arguments of :func:`open_model`.
+
+    Raises:
+        InputError: names the argument and its choices.
+    """
+    return {
+        "weights": checked_weights(weights),
+        "device": checked_device(device),
+        "retrieval": checked_retrieval(retrieval),
+        "mmap": bool(mmap),
+    }
+
+
 def open_model(
-    source: Source, *, weights: Weights, device: str, verify: bool = True, mmap: bool = True
+    source: Source,
+    *,
+    weights: Weights,
+    device: str,
+    retrieval: str = "exact",
+    verify: bool = True,
+    mmap: bool = True,
 ) -> ServedModel:
     """A bundle, in memory or as a folder, ready to serve.
 
@@ -154,6 +195,7 @@ def open_model(
         source: the bundle.
         weights: the form of the weights.
         device: where the model computes.
+        retrieval: from :func:`seqrec_fast.engine.index_ranker.checked_retrieval`.
         verify: as in :func:`seqrec_fast.bundle.load`.
         mmap: as there.
 
@@ -162,10 +204,10 @@ def open_model(
         InputError, MissingExtraError: the same of one in memory; or the device is not there.
     """
     if isinstance(source, Bundle):
-        return ServedModel(source, weights, device)
-    content = bundles.load(source, verify=verify, mmap=mmap)
+        return ServedModel(source, weights, device, retrieval)
+    content = bundles.load(source, verify=verify, mmap=mmap, index=retrieval == "index")
     try:
-        return ServedModel(content, weights, device)
+        return ServedModel(content, weights, device, retrieval)
     except DeviceError:
         raise  # not the fault of the bundle
     except InputError as error:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from seqrec_fast.retrieval.exact import ExactIndex
-from seqrec_fast.retrieval.factory import KINDS, build, load
+from seqrec_fast.retrieval.factory import KINDS, build, from_tensors, load
 from seqrec_fast.retrieval.index import METRICS, Found, Index, Metric
 from seqrec_fast.retrieval.sharded import Searcher, ShardedIndex
 from seqrec_fast.retrieval.streaming import write_exact
@@ -19,6 +19,7 @@ __all__ = [
     "Searcher",
     "ShardedIndex",
     "build",
+    "from_tensors",
     "load",
     "write_exact",
 ]

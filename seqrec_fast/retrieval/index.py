@@ -24,7 +24,7 @@ from seqrec_fast._arguments import integer
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.retrieval.filters import Filters, Indices, item_ids, read_filters
-from seqrec_fast.retrieval.storage import write_index
+from seqrec_fast.retrieval.storage import as_tensors, write_index
 
 __all__ = ["METRICS", "Found", "Index", "Metric", "Rows", "vector_rows"]
 
@@ -63,6 +63,10 @@ class Index(ABC):
     """
 
     kind: ClassVar[str]
+
+    #: Facts that travel with the index, ready for JSON: what :mod:`seqrec_fast.retrieval.tuning`
+    #: measured and on what. They tell of the items as they were then.
+    measured: dict[str, Any] | None = None
 
     def __init__(self, dim: int, metric: Metric, rows: Rows) -> None:
         self._dim = dim
@@ -118,6 +122,23 @@ class Index(ABC):
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """What the index was built with: arguments of :func:`seqrec_fast.retrieval.build`."""
+
+    def tuned(self, **search_options: Any) -> Index:
+        """The same items searched with other parameters: more work for more recall, or less.
+
+        What comes back shares the data with this index and is made in no time; neither of the two
+        may be changed from then on.
+
+        Args:
+            search_options: those of the kind that act in a search alone, such as ``nprobe``.
+
+        Raises:
+            InputError: the kind has no such option.
+        """
+        raise InputError(
+            f"options of kind {self.kind!r}: it has none that act in a search alone, found "
+            f"{', '.join(search_options) or 'nothing'}"
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.kind}, {len(self)} items of {self.dim})"
@@ -264,15 +285,24 @@ class Index(ABC):
         with self._writing:
             write_index(Path(path), self._meta(), self._all_tensors())
 
+    def to_tensors(self) -> dict[str, NDArray[Any]]:
+        """The contents of the file as tensors, to be kept inside another one.
+
+        :func:`seqrec_fast.retrieval.from_tensors` makes the index again.
+        """
+        with self._writing:
+            return as_tensors(self._meta(), self._all_tensors())
+
     def _meta(self) -> dict[str, Any]:
         """The facts that a file holds."""
-        return {
+        meta = {
             "kind": self.kind,
             "metric": self.metric,
             "dim": self.dim,
             "size": self._rows.size,
             "options": self.options(),
         }
+        return meta if self.measured is None else {**meta, "measured": self.measured}
 
     def _all_tensors(self) -> dict[str, NDArray[Any]]:
         """The tensors that a file holds, with the mask of what is removed."""

@@ -16,6 +16,7 @@ from seqrec_fast.bundle import Bundle, catalogue
 from seqrec_fast.bundle.item_features import ItemRegression
 from seqrec_fast.data.items import ItemTable
 from seqrec_fast.data.vocabulary import Vocabulary
+from seqrec_fast.engine import Recommender
 from seqrec_fast.errors import InputError
 from tests.bundle.conftest import make_bundle
 
@@ -219,3 +220,19 @@ def test_a_mask_that_does_not_fit_is_refused(content: Bundle, tmp_path: Path) ->
     ):
         with pytest.raises(InputError, match=message):
             bundles.save(replace(content, removed=mask), tmp_path / "b")
+
+
+def test_the_index_of_a_bundle_changes_with_it(content: Bundle, tmp_path: Path) -> None:
+    rows = catalogue.index_rows(content, np.arange(30))
+    with_index = replace(content, index=retrieval.build(rows, dtype="int8").to_tensors())
+    ids = content.items.ids
+    after = catalogue.change(with_index, add=["a"], vectors=np.ones((1, 4)), remove=ids[:2]).bundle
+    bundles.save(after, tmp_path / "b")
+    plain = Recommender.load(tmp_path / "b", threads=1)
+    through = Recommender.load(tmp_path / "b", threads=1, retrieval="index")
+    histories = [[ids[1], ids[5]], ["a"], []]
+    for found, expected in zip(
+        through.recommend(histories, k=31), plain.recommend(histories, k=31), strict=True
+    ):
+        assert found.items.tolist() == expected.items.tolist()
+        assert not set(ids[:2]) & set(found.items.tolist())
