@@ -132,7 +132,8 @@ class ExactIndex(Index):
                 raise InputError(f"vector {bad} of its tensor {name!r} is not finite")
         assert items is not None
         if (
-            ids.dtype != np.int64
+            len(items) > rows.size
+            or ids.dtype != np.int64
             or ids.shape != (len(beside),)
             or (len(ids) and (ids[0] < 0 or (np.diff(ids) <= 0).any()))
             or not np.array_equal(ids[ids >= len(items)], np.arange(len(items), rows.size))
