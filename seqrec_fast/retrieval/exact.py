@@ -228,9 +228,10 @@ class ExactIndex(Index):
         those = filters_between(filters, 0, len(state.items))
         plain = filters.blocked is state.removed  # the common case needs no mask made for it
         blocked = side.hidden if plain else _either(those.blocked, side.moved)
-        those = those._replace(blocked=blocked)
-        if those.allowed is not None and side.moved is not None:
-            those = those._replace(allowed=without(those.allowed, side.moved))
+        allowed = those.allowed
+        if allowed is not None and side.moved is not None:
+            allowed = without(allowed, side.moved)
+        those = Filters(blocked, those.excluded, allowed)
         found = _search_rows(state.items, state.table, queries, k, those, threads)
         beside = _search_rows(
             side.items, None, queries, min(k, len(side.ids)), filters_at(filters, side.ids), threads
