@@ -132,7 +132,8 @@ class ExactIndex(Index):
                 raise InputError(f"vector {bad} of its tensor {name!r} is not finite")
         assert items is not None
         if (
-            ids.dtype != np.int64
+            len(items) > rows.size
+            or ids.dtype != np.int64
             or ids.shape != (len(beside),)
             or (len(ids) and (ids[0] < 0 or (np.diff(ids) <= 0).any()))
             or not np.array_equal(ids[ids >= len(items)], np.arange(len(items), rows.size))
@@ -227,9 +228,10 @@ class ExactIndex(Index):
         those = filters_between(filters, 0, len(state.items))
         plain = filters.blocked is state.removed  # the common case needs no mask made for it
         blocked = side.hidden if plain else _either(those.blocked, side.moved)
-        those = those._replace(blocked=blocked)
-        if those.allowed is not None and side.moved is not None:
-            those = those._replace(allowed=without(those.allowed, side.moved))
+        allowed = those.allowed
+        if allowed is not None and side.moved is not None:
+            allowed = without(allowed, side.moved)
+        those = Filters(blocked, those.excluded, allowed)
         found = _search_rows(state.items, state.table, queries, k, those, threads)
         beside = _search_rows(
             side.items, None, queries, min(k, len(side.ids)), filters_at(filters, side.ids), threads

@@ -15,6 +15,7 @@ from seqrec_fast import retrieval
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.retrieval import exact, storage
+from tests.retrieval import test_contract
 
 DIM = 5
 
@@ -82,6 +83,13 @@ def test_any_changes_give_what_building_anew_gives(seed: int, dtype: str, first:
         np.testing.assert_array_equal(index.vectors(np.arange(len(whole))), whole)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_contract_holds_with_items_beside(dtype: str) -> None:
+    arguments = {"kind": "exact", "dtype": dtype}
+    test_contract.test_a_changing_catalogue(arguments)
+    test_contract.test_searches_while_it_changes(arguments)
+
+
 def test_few_changes_leave_the_table_where_it_is_and_many_fold_in(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((800, DIM)).astype(np.float32)
     index = retrieval.build(vectors, dtype="int8")
@@ -117,6 +125,7 @@ def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> None:
         {"side.items": np.full((2, DIM), np.nan, np.float32)},
         {"side.items": np.ones((2, DIM + 1), np.float32)},
         {"items": vectors[:19]},
+        {"items": np.ones((30, DIM), np.float32)},
     ):
         facts = {name: meta[name] for name in ("kind", "metric", "dim", "size", "options")}
         storage.write_index(path, facts, {**tensors, **change})
