@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,3 +59,44 @@ def test_chunks_that_do_not_fit_leave_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     retrieval.write_exact(path, [np.empty((0, 3))])
     assert retrieval.load(path).size == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_a_mapped_file_takes_little_memory_of_its_own(tmp_path: Path) -> None:
+    """A small form of ``benchmarks.bench_large_index``: a file of 64 MB, in a fresh process."""
+    code = f"""
+        import json
+        import numpy as np
+        from pathlib import Path
+        from seqrec_fast import retrieval
+
+        def own():
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+        rng = np.random.default_rng(0)
+        chunks = (rng.standard_normal((10_000, 64), dtype=np.float32) for _ in range(25))
+        queries = rng.standard_normal((256, 64), dtype=np.float32)
+        retrieval.build(queries).search(queries, 10)  # threads and their memory are there
+        found = {{}}
+        for dtype in ("float32", "int8"):
+            before = own()
+            retrieval.write_exact({str(tmp_path / "index")!r}, chunks, dtype=dtype)
+            index = retrieval.load({str(tmp_path / "index")!r})
+            index.search(queries, 10)
+            found[dtype] = own() - before
+            chunks = (np.full((10_000, 64), n, np.float32) for n in range(25))
+        print(json.dumps(found))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    kib = json.loads(done.stdout)
+    assert kib["float32"] < 20_000  # of 62,500
+    assert kib["int8"] < 20_000 + 250_000 * 69 // 1024
