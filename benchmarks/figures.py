@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_figures import kernel_table, topk_table
-from benchmarks.retrieval_figures import filters_table
+from benchmarks.retrieval_figures import filters_table, retrieval_table
 from benchmarks.serving_figures import (
     engine_table,
     serving_rows,
@@ -42,6 +42,7 @@ PAGES = (
     ROOT / "docs" / "quality.md",
     ROOT / "docs" / "benchmarks.md",
     ROOT / "docs" / "engine.md",
+    ROOT / "docs" / "retrieval.md",
     ROOT / "docs" / "serving.md",
     ROOT / "docs" / "sessions.md",
     ROOT / "docs" / "filters.md",
@@ -209,6 +210,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "topk": partial(topk_table, RESULTS),
     "engine": partial(engine_table, RESULTS),
     "serving": partial(serving_table, RESULTS),
+    "retrieval": partial(retrieval_table, RESULTS),
     "sessions": partial(sessions_table, RESULTS),
     "filters": partial(filters_table, RESULTS),
     **{name: partial(kernel_table, name, KERNELS, "../assets") for name in OPERATIONS},

@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["checked_path", "open_plain", "write_whole"]
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # not on Windows
+    import fcntl
+
+__all__ = ["checked_path", "hold", "open_plain", "scratch_name", "tidy", "write_whole"]
 
 
 def checked_path(path: str | os.PathLike[str], what: str) -> Path:
@@ -35,6 +42,41 @@ def checked_path(path: str | os.PathLike[str], what: str) -> Path:
     return Path(path)
 
 
+def scratch_name(target: Path) -> Path:
+    """A new hidden name beside ``target``, under which it is written until it is complete."""
+    return target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
+
+
+def hold(descriptor: int) -> None:
+    """Marks what is open as being written, until it is closed or the process has ended."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is tidied there
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def tidy(target: Path) -> None:
+    """Removes what processes that were killed left under names of :func:`scratch_name`.
+
+    What a process that lives is writing is left alone: it holds a lock on it.
+    """
+    if fcntl is None or not target.parent.is_dir():
+        return
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{12}}\.tmp")
+    for entry in os.scandir(target.parent):
+        if not pattern.fullmatch(entry.name):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+            finally:
+                os.close(descriptor)
+
+
 def write_whole(path: Path, fill: Callable[[IO[bytes]], None], what: str) -> None:
     """Writes a file through a temporary one beside it, and brings it to the disk before the rename.
 
@@ -47,9 +89,11 @@ def write_whole(path: Path, fill: Callable[[IO[bytes]], None], what: str) -> Non
         InputError: the system refused. What was there stays, nothing new is left behind.
     """
     target = Path(os.path.realpath(path))
-    scratch = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
+    scratch = scratch_name(target)
     try:
+        tidy(target)
         with open(scratch, "xb", buffering=0) as stream:
+            hold(stream.fileno())
             fill(stream)
             os.fsync(stream.fileno())
         os.rename(scratch, target)

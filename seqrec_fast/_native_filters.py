@@ -35,7 +35,7 @@ def score_topk_filtered(
 
     Args:
         queries: float32 ``[queries, dim]``, contiguous.
-        items: float32 ``[items, dim]``, contiguous, a table of bytes beside them, or a compact table.
+        items: float32 ``[items, dim]``, contiguous, or a table of bytes or a compact one.
         k: at least 1.
         open: the only items that any query may find; ``None``: all.
         hidden: batches of int32 ids, one row a query, in any order: what it may not find.

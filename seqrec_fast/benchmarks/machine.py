@@ -14,7 +14,7 @@ __all__ = ["cpu_name", "describe_machine"]
 
 _PACKAGES = (
     *("seqrec-fast", "numpy", "torch", "duckdb", "pyarrow"),
-    *("faiss-cpu", "onnxruntime", "onnx", "openvino"),
+    *("faiss-cpu", "hnswlib", "onnxruntime", "onnx", "openvino"),
 )
 #: settings of the libraries' threads that change what is measured
 _SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "SEQREC_FAST_")

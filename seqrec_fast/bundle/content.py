@@ -27,12 +27,13 @@ MODEL = "model.json"
 WEIGHTS = "weights.safetensors"
 VOCABULARY = "vocabulary.safetensors"
 ITEMS = "items.safetensors"
+INDEX = "index.safetensors"
 METRICS = "metrics.json"
 CLEANING = "cleaning.json"
 TRAINING = "training.json"
 
 REQUIRED = (MODEL, WEIGHTS, VOCABULARY, METRICS, CLEANING, TRAINING)
-RESERVED = frozenset((MANIFEST, ITEMS, *REQUIRED))
+RESERVED = frozenset((MANIFEST, ITEMS, INDEX, *REQUIRED))
 
 MAX_ITEMS = 2**31 - 1  # items are int32 indices everywhere
 MAX_EXTRA_BYTES = 64 * 2**20
@@ -58,6 +59,11 @@ class Bundle:
         cleaning: the cleaning report, JSON-able.
         training: options, versions and the history of the training, JSON-able.
         extra_files: further small files by name, for instance ``"curve.png"``.
+        removed: bool ``[num_items]``, true for items that are never recommended any more but still
+            understood in histories; ``None``: none. See :mod:`seqrec_fast.bundle.catalogue`.
+        index: an index over the item vectors as :func:`seqrec_fast.engine.index_ranker.item_rows`
+            lays them out, in the form of :meth:`seqrec_fast.retrieval.Index.to_tensors`; or
+            ``None``. Whoever changes the weights has to drop it.
     """
 
     config: dict[str, Any]
@@ -69,6 +75,8 @@ class Bundle:
     cleaning: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     extra_files: dict[str, bytes] = field(default_factory=dict)
+    removed: NDArray[np.bool_] | None = None
+    index: dict[str, NDArray[Any]] | None = None
 
 
 def name_problem(name: object) -> str | None:
@@ -140,6 +148,41 @@ def check_counts(num_items: int, vocabulary: int, popularity: NDArray[Any]) -> N
     if (popularity < 0).any():
         item = int(np.flatnonzero(popularity < 0)[0])
         raise InputError(f"{VOCABULARY}: the popularity of item {item} is negative")
+
+
+def check_removed(num_items: int, removed: NDArray[Any]) -> None:
+    """Checks the mask of removed items against the configuration.
+
+    Raises:
+        InputError: another type or shape, or no item is left.
+    """
+    if removed.dtype != np.bool_ or removed.shape != (num_items,):
+        raise InputError(
+            f"{VOCABULARY}: removed must be bool of shape ({num_items},), found {removed.dtype} "
+            f"of shape {removed.shape}"
+        )
+    if removed.all():
+        raise InputError(f"{VOCABULARY}: all {num_items} items are removed; leave at least one")
+
+
+def check_index(num_items: int, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Checks that the tensors are those of an index over all items of the bundle.
+
+    Raises:
+        InputError: says what they are instead.
+    """
+    # The reader of indexes stands on this package, so it can't be imported above.
+    from seqrec_fast.retrieval.storage import from_tensors
+
+    try:
+        size = from_tensors(tensors, verify=False).meta.get("size")
+    except InputError as error:
+        raise InputError(f"{INDEX}: {error}") from None
+    if size != num_items:
+        raise InputError(
+            f"{INDEX}: an index of {size} items, but {MODEL} states {num_items}; make it again "
+            f"with seqrec-fast index"
+        )
 
 
 def check_finite(name: str, tensor: NDArray[Any]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from seqrec_fast.bundle.content import (
     CLEANING,
+    INDEX,
     ITEMS,
     MAX_EXTRA_BYTES,
     METRICS,
@@ -24,6 +25,8 @@ from seqrec_fast.bundle.content import (
     Bundle,
     check_counts,
     check_finite,
+    check_index,
+    check_removed,
     check_shapes,
     config_num_items,
 )
@@ -39,7 +42,9 @@ T = TypeVar("T")
 _RETRIES = 5
 
 
-def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = False) -> Bundle:
+def load(
+    path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = False, index: bool = True
+) -> Bundle:
     """Reads a bundle.
 
     Args:
@@ -50,7 +55,8 @@ def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = Fals
             memory, so that processes that load the same bundle share them. They stay valid when
             the bundle is replaced by :func:`save`, which never writes into a file that is there;
             whoever does changes the weights, and whoever shortens the file ends the process. On
-            file systems that cannot map, and on Windows, the weights are read.
+            file systems that cannot map, and on Windows, the weights are read. So is the index.
+        index: read the index where there is one; ``False`` leaves it out.
 
     Returns:
         The bundle; without ``mmap`` every array is its own, nothing refers to the files.
@@ -63,7 +69,7 @@ def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = Fals
         raise InputError(
             f"bundle: expected the folder that train wrote, found {type(path).__name__}"
         )
-    return _consistently(Path(path), lambda folder: _load(folder, verify, mmap))
+    return _consistently(Path(path), lambda folder: _load(folder, verify, mmap, index))
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -74,7 +80,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         ``path, format_version, library_version, created, model, num_items, parameters, bytes,
-        files`` (name to size), ``config, metrics, training, cleaning``; ready for JSON.
+        files`` (name to size), ``config, metrics, training, cleaning``, and ``index``: the facts of
+        the index, or ``None``; ready for JSON.
 
     Raises:
         BundleError: as :func:`load`; the contents of the weights, the vocabulary and the item table
@@ -111,7 +118,7 @@ def _consistently(path: Path, read: Callable[[Folder], T]) -> T:
 # ---------------------------------------------------------------------- the contents
 
 
-def _load(folder: Folder, verify: bool, mmap: bool) -> Bundle:
+def _load(folder: Folder, verify: bool, mmap: bool, with_index: bool) -> Bundle:
     folder.read_manifest(verify)
     config = folder.object(MODEL, verify)
     num_items = _checked(folder, config_num_items, config)
@@ -135,6 +142,9 @@ def _load(folder: Folder, verify: bool, mmap: bool) -> Bundle:
     popularity = stored.pop("popularity", None)
     if popularity is None:
         raise folder.refuse(VOCABULARY, "the tensor 'popularity' is missing")
+    removed = stored.pop("removed", None)
+    if removed is not None:
+        _checked(folder, check_removed, num_items, removed)
     items = _made(folder, VOCABULARY, Vocabulary.from_tensors, stored)
     _checked(folder, check_counts, num_items, len(items), popularity)
     table: ItemTable | None = None
@@ -143,6 +153,10 @@ def _load(folder: Folder, verify: bool, mmap: bool) -> Bundle:
         table = _made(folder, ITEMS, ItemTable.from_tensors, stored)
         if len(table) != num_items:
             raise folder.refuse(ITEMS, f"{len(table)} rows, but {MODEL} states {num_items} items")
+    index: dict[str, NDArray[Any]] | None = None
+    if with_index and INDEX in folder.files:
+        index = folder.tensors(INDEX, verify, mapped=mmap)
+        _checked(folder, check_index, num_items, index)
     return Bundle(
         config=config,
         tensors=tensors,
@@ -157,6 +171,8 @@ def _load(folder: Folder, verify: bool, mmap: bool) -> Bundle:
             for name in folder.files
             if name not in RESERVED
         },
+        removed=removed,
+        index=index,
     )
 
 
@@ -190,7 +206,22 @@ def _info(folder: Folder) -> dict[str, Any]:
         "metrics": folder.object(METRICS, verify=True),
         "cleaning": folder.object(CLEANING, verify=True),
         "training": folder.object(TRAINING, verify=True),
+        "index": _index_facts(folder) if INDEX in folder.files else None,
     }
+
+
+def _index_facts(folder: Folder) -> dict[str, Any]:
+    """What the index tells of itself; its vectors are not read."""
+    from seqrec_fast.retrieval.storage import read_meta
+
+    stream, size = folder.open(INDEX, memory())
+    with stream:
+        try:
+            meta = read_meta(stream, size)
+        except InputError as error:
+            raise folder.refuse(INDEX, error) from None
+    names = ("kind", "metric", "dim", "size", "options", "measured")
+    return {name: meta.get(name) for name in names}
 
 
 def _checked(folder: Folder, check: Callable[..., T], *arguments: Any) -> T:

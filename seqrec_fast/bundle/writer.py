@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import __version__
+from seqrec_fast._files import hold, scratch_name, tidy
 from seqrec_fast.bundle.content import (
     CLEANING,
     FORMAT,
     FORMAT_VERSION,
+    INDEX,
     ITEMS,
     MANIFEST,
     MAX_EXTRA_BYTES,
@@ -33,6 +35,8 @@ from seqrec_fast.bundle.content import (
     Bundle,
     check_counts,
     check_finite,
+    check_index,
+    check_removed,
     check_shapes,
     config_num_items,
     name_problem,
@@ -66,12 +70,16 @@ def save(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: bool = True
     contents = _contents(bundle)
     target = Path(os.path.realpath(path))
     made: list[Path] = []
-    scratch = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
+    scratch = scratch_name(target)
+    held = -1
     try:
+        tidy(target)
         _recover(target)
         _check_target(target, overwrite)
         made = _make_parents(target.parent)
         scratch.mkdir()
+        held = os.open(scratch, os.O_RDONLY)
+        hold(held)
         _write_files(scratch, contents)
         _swap(scratch, target)
     except BaseException as error:
@@ -82,6 +90,9 @@ def save(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: bool = True
         if isinstance(error, OSError):
             raise InputError(f"{path}: the bundle can't be written, {_why(error)}") from error
         raise
+    finally:
+        if held >= 0:
+            os.close(held)
 
 
 # ---------------------------------------------------------------------- contents
@@ -98,10 +109,14 @@ def _contents(bundle: Bundle) -> dict[str, _Write]:
     if popularity.dtype.kind in "iu":
         popularity = popularity.astype(np.int64, copy=False)
     check_counts(num_items, len(bundle.items), popularity)
+    vocabulary = {**bundle.items.to_tensors(), "popularity": popularity}
+    if bundle.removed is not None:
+        check_removed(num_items, bundle.removed)
+        vocabulary["removed"] = np.ascontiguousarray(bundle.removed)
     found: dict[str, _Write] = {
         MODEL: _bytes(MODEL, render(MODEL, bundle.config)),
         WEIGHTS: _tensors(WEIGHTS, weights),
-        VOCABULARY: _tensors(VOCABULARY, {**bundle.items.to_tensors(), "popularity": popularity}),
+        VOCABULARY: _tensors(VOCABULARY, vocabulary),
         METRICS: _bytes(METRICS, render(METRICS, bundle.metrics)),
         CLEANING: _bytes(CLEANING, render(CLEANING, bundle.cleaning)),
         TRAINING: _bytes(TRAINING, render(TRAINING, bundle.training)),
@@ -112,6 +127,9 @@ def _contents(bundle: Bundle) -> dict[str, _Write]:
                 f"{ITEMS}: {len(bundle.item_table)} rows, but {MODEL} states {num_items} items"
             )
         found[ITEMS] = _tensors(ITEMS, bundle.item_table.to_tensors())
+    if bundle.index is not None:
+        check_index(num_items, bundle.index)
+        found[INDEX] = _tensors(INDEX, bundle.index)
     data: Any
     for name, data in bundle.extra_files.items():
         problem = name_problem(name)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from seqrec_fast.cli.console import (
+    add_index_option,
     check_threads,
     print_json,
     read_ids,
@@ -66,6 +67,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FORM",
         help="float32, bfloat16 or int8 (default: float32)",
     )
+    add_index_option(parser)
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="(default: all cores)")
     parser.add_argument(
         "--chunk-users",
@@ -87,7 +89,9 @@ def run(args: Namespace) -> int:
     from seqrec_fast.batch import recommend_users
     from seqrec_fast.engine import Recommender
 
-    recommender = Recommender.load(args.bundle, threads=threads, weights=args.weights)
+    recommender = Recommender.load(
+        args.bundle, threads=threads, weights=args.weights, retrieval=args.retrieval
+    )
     with _bar() as progress:
         summary = recommend_users(
             recommender,

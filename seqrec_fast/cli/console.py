@@ -17,6 +17,7 @@ from typing import Any
 from seqrec_fast.errors import InputError
 
 __all__ = [
+    "add_index_option",
     "check_output",
     "check_threads",
     "cutoffs",
@@ -161,6 +162,18 @@ def weight_forms(text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(checked_weights(part.strip()) for part in text.split(",")))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("weights: ")) from None
+
+
+def add_index_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--index``: items are found through the index of the bundle (``args.retrieval``)."""
+    parser.add_argument(
+        "--index",
+        dest="retrieval",
+        action="store_const",
+        const="index",
+        default="exact",
+        help="find items through the bundle's index instead of comparing all",
+    )
 
 
 def read_ids(option: str, path: str | os.PathLike[str]) -> list[str]:

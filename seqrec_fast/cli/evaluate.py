@@ -16,6 +16,7 @@ from seqrec_fast.cli.console import (
     weight_forms,
     whole_number,
 )
+from seqrec_fast.cli.evaluate_index import open_index, ranks_through
 from seqrec_fast.cli.figures import figures_table
 from seqrec_fast.cli.log_options import add_log_options, clean, open_log, split_log, with_recorded
 from seqrec_fast.errors import InputError
@@ -42,6 +43,9 @@ with, so that on the same log the figures are those of the training. Every item 
 ranked for every user; items of the history are left out, ties count against the model. Targets
 that the bundle does not know count as misses; users without any known event in their history get
 the most popular items, as recommend gives them. Both are counted and reported.
+
+Where the bundle has an index, the figures of the lists that it finds stand beside those of the
+exact search, with its recall at each cut-off.
 
 --weights measures what smaller weights would cost: the figures of each form stand beside those of
 float32, and the NDCG that is lost is given for each cut-off.
@@ -70,6 +74,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FORM,...",
         help="float32, bfloat16 (all matrices), int8 (item vectors); may be repeated; the loss is "
         "told against float32 (default: float32)",
+    )
+    parser.add_argument(
+        "--index", action="store_true", help="fail where the bundle has no index that can be used"
     )
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="(default: all cores)")
     parser.add_argument(
@@ -117,9 +124,11 @@ def run(args: Namespace) -> int:
     if args.on == "validation":
         protocol += ", validation events"
     forms = tuple(dict.fromkeys(("float32", *(args.weights or ()))))
-    figures = _figures(bundle, task, args, protocol, threads, forms)
+    found_index: dict[str, Any] = {}
+    figures = _figures(bundle, task, args, protocol, threads, forms, found_index)
     plain, popular = figures["float32"], figures["popularity"]
     losses = {form: _losses(plain, figures[form], args.k) for form in forms[1:]}
+    index = _index_result(found_index, figures.get("index"))
     unknown_targets = int((~task.target_known).sum())
     result: dict[str, Any] = {
         "bundle": str(args.bundle),
@@ -133,6 +142,7 @@ def run(args: Namespace) -> int:
             form: {"metrics": figures[form].values, "ndcg_loss": loss}
             for form, loss in losses.items()
         },
+        "index": index,
         "popularity": popular.values,
         "unknown": {
             "targets": unknown_targets,
@@ -148,8 +158,15 @@ def run(args: Namespace) -> int:
         chosen = ", ".join(f"{name.replace('_', '-')}={value}" for name, value in filled.items())
         say(f"as in training: {chosen}")
     columns = {bundle.config["model"]: plain, **{form: figures[form] for form in losses}}
+    if "index" in figures:
+        columns["through the index"] = figures["index"]
     columns["popularity"] = popular
     say(figures_table({title: one.to_dict() for title, one in columns.items()}))
+    if "recall" in found_index:
+        told = ", ".join(f"{name} {value:.4f}" for name, value in found_index["recall"].items())
+        say(f"index {found_index['kind']} against the exact search: {told}")
+    elif "reason" in found_index:
+        say(f"the index is not measured: {found_index['reason']}")
     for form, loss in losses.items():
         told = ", ".join(
             f"{name} {lost['absolute']:+.5f}"
@@ -207,6 +224,13 @@ def _translate(holdout: Holdout, items: Any, bundle: Bundle) -> _Task:
     )
 
 
+def _index_result(facts: dict[str, Any], figures: Metrics | None) -> dict[str, Any] | None:
+    """What ``--json`` prints of the index; ``None`` where there is none."""
+    if not facts:
+        return None
+    return facts if figures is None else {"metrics": figures.values, **facts}
+
+
 def _losses(
     plain: Metrics, rounded: Metrics, cuts: Sequence[int]
 ) -> dict[str, dict[str, float | None]]:
@@ -225,16 +249,22 @@ def _figures(
     protocol: str,
     threads: int | None,
     forms: Sequence[str],
+    found_index: dict[str, Any],
 ) -> dict[str, Metrics]:
-    """Figures of the model in each form of weights, and of popularity, by name."""
+    """Figures of the model in each form of weights, through the index, and of popularity, by name.
+
+    ``found_index`` is filled with what was found out about the index.
+    """
     import numpy as np
 
     from seqrec_fast.evaluation import (
         Metrics,
         evaluate,
+        evaluate_lists,
         evaluate_popularity,
         metrics_from_ranks,
         rank_targets,
+        ranks_in_lists,
     )
 
     known, items = task.known, len(bundle.items)
@@ -271,6 +301,37 @@ def _figures(
             ranked = rank_targets(queries, vectors, bias, **common)
             figures = counted(figures, np.where(without, popular, ranked))
         found[form] = figures
+        if form != "float32":
+            continue
+        ranker = open_index(bundle.index, vectors, bias, wanted=args.index)
+        if isinstance(ranker, str):
+            found_index["reason"] = ranker
+        elif ranker is not None:
+            lists = ranks_through(
+                ranker,
+                queries,
+                vectors,
+                bias,
+                known,
+                args.k,
+                exclude_seen=not args.include_seen,
+                threads=threads,
+            )
+            found_index.update(recall=lists.recall, **ranker.describe())
+            figures = evaluate_lists(
+                lists.scores,
+                lists.ids,
+                known,
+                items=items,
+                k=args.k,
+                popularity=bundle.popularity,
+                protocol=f"{figures.protocol}, of the lists that the index found",
+            )
+            if partly_known:
+                ranked = ranks_in_lists(lists.scores, lists.ids, known)
+                figures = counted(figures, np.where(without, popular, ranked))
+                figures.values.pop("MRR", None)
+            found["index"] = figures
     return {**found, "popularity": popularity}
 
 

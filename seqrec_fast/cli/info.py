@@ -192,6 +192,17 @@ def _describe_installation(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _describe_index(found: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in found["options"].items())
+    measured = found["measured"] or {}
+    told = f"index: {found['kind']} ({options})"
+    if "recall" in measured and "k" in measured:
+        told += f", recall@{measured['k']} {measured['recall']:.4f}"
+    if "measured_on" in measured:
+        told += f", measured on {measured['measured_on']}"
+    return told
+
+
 def _describe_bundle(found: Mapping[str, Any]) -> str:
     training = found["training"]
     options = ", ".join(
@@ -212,6 +223,8 @@ def _describe_bundle(found: Mapping[str, Any]) -> str:
         )
     if log := training.get("source", {}).get("log"):
         lines.append(f"log: {log}")
+    if found["index"] is not None:
+        lines.append(_describe_index(found["index"]))
     metrics = found["metrics"]
     figures = {
         name: metrics[name]

@@ -24,9 +24,11 @@ COMMANDS = {
     "demo": "the whole way on built-in data, in about two minutes",
     "train": "clean a log, train a model on it, write a bundle",
     "evaluate": "full-ranking metrics of a bundle on a log, popularity beside it",
+    "index": "the quickest index that finds enough, by measurement, into a bundle",
     "recommend": "items for a history of raw ids",
     "serve": "a bundle behind HTTP, with health, metrics and a page to try it",
     "batch": "items for every user of a file, into another file",
+    "items": "add items to a bundle or remove them, without training",
     "info": "what this installation can do, or what a bundle holds",
     "bench": "speed of the kernels here, beside other libraries",
 }

@@ -7,7 +7,15 @@ import csv
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from seqrec_fast.cli.console import check_threads, print_json, read_ids, say, table, whole_number
+from seqrec_fast.cli.console import (
+    add_index_option,
+    check_threads,
+    print_json,
+    read_ids,
+    say,
+    table,
+    whole_number,
+)
 from seqrec_fast.cli.rule_options import add_rule_arguments, read_limits, read_where
 from seqrec_fast.errors import InputError
 
@@ -45,6 +53,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
     )
+    add_index_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
@@ -58,7 +67,10 @@ def run(args: Namespace) -> int:
     from seqrec_fast.engine import Recommender
 
     recommender = Recommender.load(
-        args.bundle, threads=check_threads(args.threads), device=args.device
+        args.bundle,
+        threads=check_threads(args.threads),
+        device=args.device,
+        retrieval=args.retrieval,
     )
     answer = recommender.recommend(
         [history],

@@ -8,7 +8,7 @@ import logging
 import os
 from argparse import ArgumentParser, Namespace
 
-from seqrec_fast.cli.console import check_threads, number, say, whole_number
+from seqrec_fast.cli.console import add_index_option, check_threads, number, say, whole_number
 from seqrec_fast.errors import InputError, MissingExtraError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -41,6 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
     )
+    add_index_option(parser)
     parser.add_argument(
         "--workers",
         type=whole_number(1),
@@ -154,7 +155,9 @@ def run(args: Namespace) -> int:
 
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s: %(message)s")
     # Loaded before the server starts, so that a bundle that can't be served is one line and code 2.
-    recommender = Recommender.load(args.bundle, threads=threads, device=args.device)
+    recommender = Recommender.load(
+        args.bundle, threads=threads, device=args.device, retrieval=args.retrieval
+    )
     app = create_app(
         recommender,
         path=args.bundle,

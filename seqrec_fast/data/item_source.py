@@ -52,6 +52,26 @@ class ItemSource:
     encoding: str = field(default="utf-8", repr=False)
     values: tuple[list[Any], ...] = field(default=(), repr=False)
 
+    def ids(self) -> list[Any]:
+        """Item ids in the order of the rows, each once.
+
+        Raises:
+            InputError: a row without an id, or a file that cannot be read.
+        """
+        found: dict[Any, None] = {}
+        number = 0
+        for rows in self._rows():
+            for row in rows:
+                number += 1
+                raw = row[self.key]
+                if raw is None or raw == "" or raw != raw:
+                    raise InputError(
+                        f"{self.source}: row {number} has no item id in column "
+                        f"{self.columns[self.key]!r}; give one or leave the row out"
+                    )
+                found[raw] = None
+        return list(found)
+
     def load(self, items: Vocabulary) -> tuple[ItemTable | None, list[str]]:
         """The rows of the items of a vocabulary, and what to note about them.
 

@@ -93,6 +93,7 @@ def build_encoder(
     config: Mapping[str, Any],
     tensors: Mapping[str, NDArray[Any] | CompactItems],
     device: str = "cpu",
+    removed: NDArray[np.bool_] | None = None,
 ) -> Encoder:
     """The encoder of a bundle.
 
@@ -101,6 +102,7 @@ def build_encoder(
         tensors: float32 weights by their names in the trained model; on the CPU, tables of item
             vectors may be compact.
         device: from :func:`seqrec_fast.engine.devices.checked_device`.
+        removed: bool ``[num_items]``, true for items that the engine never ranks, or ``None``.
 
     Raises:
         BundleError: the model is unknown, or a tensor is missing or of another shape.
@@ -119,7 +121,7 @@ def build_encoder(
         isinstance(temperature, (int, float)) and 0 < temperature < math.inf
     ):
         raise BundleError(f"model.json: temperature must be above 0, found {temperature!r}")
-    return Encoder(config, tensors, device)
+    return Encoder(config, tensors, device, removed)
 
 
 class Encoder:
@@ -132,6 +134,8 @@ class Encoder:
         item_vectors: ``[items, dim]``, what user embeddings are multiplied with: float32, or
             compact where the weights are.
         item_bias: float32 ``[items]`` or None.
+        ranking_bias: the same, and minus infinity for items that are removed; an item whose score
+            is minus infinity is never chosen.
         window: most recent events of a history that are read; 0: all of them.
     """
 
@@ -140,6 +144,7 @@ class Encoder:
         config: Mapping[str, Any],
         tensors: Mapping[str, NDArray[Any] | CompactItems],
         device: str = "cpu",
+        removed: NDArray[np.bool_] | None = None,
     ) -> None:
         compact = {n: t for n, t in tensors.items() if isinstance(t, CompactItems)}
         weights = {
@@ -153,8 +158,13 @@ class Encoder:
         if temperature is not None:
             table = _unit_rows(table, np.float32(temperature))
         self.item_bias: Float | None = weights.get("output_bias")
-        if isinstance(table, CompactItems) and self.item_bias is not None:
-            table = CompactItems.from_arrays(table.values, table.scales, self.item_bias)
+        self.ranking_bias = self.item_bias
+        if removed is not None and removed.any():
+            zeros = np.zeros(len(table), dtype=np.float32)
+            bias = zeros if self.item_bias is None else self.item_bias
+            self.ranking_bias = np.where(removed, np.float32(-np.inf), bias)
+        if isinstance(table, CompactItems) and self.ranking_bias is not None:
+            table = CompactItems.from_arrays(table.values, table.scales, self.ranking_bias)
         self.item_vectors: Float | CompactItems = table
         sizes = {
             "model": config["model"],
@@ -174,10 +184,13 @@ class Encoder:
             parts: dict[str, Float | _C.ItemTable] = dict(weights)
             parts |= {n: t.native for n, t in compact.items()}
             ranked = table.native if isinstance(table, CompactItems) else table
-            self.engine = _C.Engine(sizes, parts, ranked, self.item_bias)
+            self.engine = _C.Engine(sizes, parts, ranked, self.ranking_bias)
         else:
             if compact:
                 raise InputError(f"weights: compact tables are for the CPU, not for {device}")
+            if self.ranking_bias is not None:
+                config = {**config, "item_bias": True}
+                weights["output_bias"] = self.ranking_bias
             self.engine = device_engine(device, config, weights)
         self.window: int = self.engine.window
 

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
-from seqrec_fast.engine.devices import checked_device
 from seqrec_fast.engine.followers import Followers
-from seqrec_fast.engine.precision import Weights, checked_weights
+from seqrec_fast.engine.precision import Weights
 from seqrec_fast.engine.recommendation import Recommendation, answers
 from seqrec_fast.engine.requests import (
     Filter,
@@ -34,8 +33,8 @@ from seqrec_fast.engine.requests import (
     whole_number,
 )
 from seqrec_fast.engine.rules import rank_limited, read_limit, with_where
-from seqrec_fast.engine.selection import best, common_mask, row_blocks, select_for_all
-from seqrec_fast.engine.served import ServedModel, Source, open_model
+from seqrec_fast.engine.selection import common_mask, most_similar, select_for_all
+from seqrec_fast.engine.served import ServedModel, Source, checked_form, open_model
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -66,6 +65,7 @@ class Recommender:
         threads: int | None = None,
         weights: Weights | str = "float32",
         device: str = "cpu",
+        retrieval: str = "exact",
     ) -> None:
         """Serves a bundle that is in memory.
 
@@ -76,13 +76,14 @@ class Recommender:
                 in half the memory; or ``"int8"``, which holds them in a quarter.
                 ``seqrec-fast evaluate`` measures what it costs.
             device: ``"cpu"``, the native engine; or a GPU, ``"cuda"`` or ``"cuda:1"``, by torch.
+            retrieval: ``"exact"`` compares all items; ``"index"`` goes through the bundle's index.
 
         Raises:
             InputError: weights that do not fit the configuration, an impossible ``threads``, an
-                unknown form of ``weights``, or no such GPU.
+                unknown form of ``weights``, no such GPU, or no index in the bundle.
             MissingExtraError: a GPU is asked for and torch is not installed.
         """
-        self._keep(bundle, threads, weights, device, mmap=True, verify=True)
+        self._keep(bundle, threads, checked_form(weights, device, retrieval), verify=True)
 
     @classmethod
     def load(
@@ -92,6 +93,7 @@ class Recommender:
         threads: int | None = None,
         weights: Weights | str = "float32",
         device: str = "cpu",
+        retrieval: str = "exact",
         verify: bool = True,
         mmap: bool = True,
     ) -> Recommender:
@@ -102,6 +104,7 @@ class Recommender:
             threads: as in the constructor.
             weights: as in the constructor.
             device: as in the constructor.
+            retrieval: as in the constructor.
             verify: compare the files with their checksums; ``False`` starts faster.
             mmap: map large weights into memory, shared by all processes that serve the bundle;
                 ``False`` reads them. See :func:`seqrec_fast.bundle.load`.
@@ -111,7 +114,8 @@ class Recommender:
             InputError, MissingExtraError: as the constructor.
         """
         made = cls.__new__(cls)
-        made._keep(path, threads, weights, device, mmap=mmap, verify=verify)
+        form = checked_form(weights, device, retrieval, mmap=mmap)
+        made._keep(path, threads, form, verify=verify)
         return made
 
     # ---------------------------------------------------------------- recommendations
@@ -236,17 +240,8 @@ class Recommender:
         if index < 0:
             nothing = np.empty(0, np.int64), np.empty(0, np.float32)
             return Recommendation.of(model, *nothing, unknown=(item,))
-        scale = model.norms * model.norms[index]
-        vector = native.item_rows(model.scorer.items, [index])[0]
-        products = np.empty_like(scale)
-        for part, vectors in row_blocks(model.scorer.items):
-            products[part] = vectors @ vector
-        # A vector of length 0 points nowhere: its cosine is 0.
-        cosine = np.divide(products, scale, out=np.zeros_like(scale), where=scale > 0)
-        np.clip(cosine, -1.0, 1.0, out=cosine)
-        cosine[index] = -np.inf
-        found = best(cosine, min(count, len(model.items) - 1))
-        return Recommendation.of(model, found, cosine[found])
+        cosine, found = most_similar(model, index, count)
+        return Recommendation.of(model, found, cosine)
 
     # ---------------------------------------------------------------- vectors and scores
 
@@ -279,8 +274,9 @@ class Recommender:
             items: raw ids, in any order, repeats allowed; seen items are scored as well.
 
         Returns:
-            float32 ``[len(items)]``, aligned with ``items``; NaN for an unknown item. Where the
-            history holds no known id these are the event counts (popularity).
+            float32 ``[len(items)]``, aligned with ``items``; NaN for an unknown item, minus
+            infinity for one that was removed from the catalogue. Where the history holds no known
+            id these are the event counts (popularity).
 
         Raises:
             InputError: a text or a nested list where a flat list is expected.
@@ -408,7 +404,8 @@ class Recommender:
     def info(self) -> dict[str, Any]:
         """What serves: ``model, version, num_items, dim, parameters, titles, threads, weights``.
 
-        And ``device``, and ``config`` and ``metrics`` of the bundle.
+        And ``removed`` (items that are not recommended any more), ``device``, ``retrieval``,
+        ``index``, and ``config`` and ``metrics`` of the bundle.
         """
         threads = self._threads or native.get_num_threads()
         return self._current.describe() | {"threads": threads, "weights": self._form["weights"]}
@@ -419,13 +416,10 @@ class Recommender:
 
     # ---------------------------------------------------------------- private
 
-    def _keep(
-        self, source: Source, threads: Any, weights: Any, device: Any, *, mmap: bool, verify: bool
-    ) -> None:
+    def _keep(self, source: Source, threads: Any, form: dict[str, Any], *, verify: bool) -> None:
         self._threads = checked_threads(threads)
-        form = {"weights": checked_weights(weights), "device": checked_device(device)}
-        self._form: dict[str, Any] = {**form, "mmap": bool(mmap)}
-        self._current = open_model(source, verify=verify, **self._form)
+        self._form = form
+        self._current = open_model(source, verify=verify, **form)
         self._followers: Followers = Followers()
 
     def _plain(
@@ -434,7 +428,7 @@ class Recommender:
         """Answers to lists of known ids, in one native call; ``None`` where there is more to it."""
         if type(histories) not in (list, tuple) or len(histories) > _USERS_AT_ONCE:
             return None
-        if model.lookup is None:
+        if model.lookup is None or model.ranker is not None:
             return None
         found = model.encoder.engine.recommend_lists(
             histories, model.lookup, k, exclude_seen, self._threads or 0
@@ -488,7 +482,8 @@ class Recommender:
         """Scores and item indices ``[users, k]``; ``rows`` are the users' places in the request."""
         has_history = known.lengths > 0
         threads = self._threads or 0
-        if has_history.all() and allowed.per_user is None and denied.per_user is None:
+        common = allowed.per_user is None and denied.per_user is None
+        if common and model.ranker is None and has_history.all():
             blocked = common_mask(len(model.items), allowed.common, denied.common)
             values = known.values if exclude_seen else None
             offsets = known.offsets if exclude_seen else None

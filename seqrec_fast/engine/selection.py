@@ -16,7 +16,15 @@ from seqrec_fast.native import CompactItems, item_rows, score_topk
 if TYPE_CHECKING:
     from seqrec_fast.engine.served import ServedModel
 
-__all__ = ["Scorer", "best", "common_mask", "row_blocks", "select", "select_for_all"]
+__all__ = [
+    "Scorer",
+    "best",
+    "common_mask",
+    "most_similar",
+    "row_blocks",
+    "select",
+    "select_for_all",
+]
 
 Scores = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -139,6 +147,29 @@ def row_blocks(
     for begin in range(0, len(items), _ROWS_AT_ONCE):
         end = min(begin + _ROWS_AT_ONCE, len(items))
         yield slice(begin, end), items.rows(np.arange(begin, end))
+
+
+def most_similar(model: ServedModel, index: int, k: int) -> tuple[Scores, Ids]:
+    """The items whose vectors point most nearly the way of one item's, by cosine.
+
+    Args:
+        model: whose items are compared; removed ones are left out.
+        index: the item, which is left out itself.
+        k: how many; fewer come back where fewer are left.
+    """
+    scale = model.norms * model.norms[index]
+    vector = item_rows(model.scorer.items, [index])[0]
+    products = np.empty_like(scale)
+    for part, vectors in row_blocks(model.scorer.items):
+        products[part] = vectors @ vector
+    # A vector of length 0 points nowhere: its cosine is 0.
+    cosine = np.divide(products, scale, out=np.zeros_like(scale), where=scale > 0)
+    np.clip(cosine, -1.0, 1.0, out=cosine)
+    cosine[index] = -np.inf
+    if model.removed is not None:
+        cosine[model.removed] = -np.inf
+    found = best(cosine, min(k, int(np.count_nonzero(cosine > -np.inf))))
+    return cosine[found], found
 
 
 def best(scores: Scores, count: int) -> Ids:

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from seqrec_fast import bundle as bundles
 from seqrec_fast.bundle import Bundle
+from seqrec_fast.engine.devices import checked_device
 from seqrec_fast.engine.encoders import build_encoder
-from seqrec_fast.engine.precision import Weights, apply_weights, stored_weights
+from seqrec_fast.engine.index_ranker import IndexRanker, checked_retrieval
+from seqrec_fast.engine.precision import Weights, apply_weights, checked_weights, stored_weights
 from seqrec_fast.engine.selection import Scorer, row_blocks
 from seqrec_fast.errors import BundleError, DeviceError, InputError
+from seqrec_fast.native import CompactItems
 
-__all__ = ["ServedModel", "Source", "open_model"]
+__all__ = ["ServedModel", "Source", "checked_form", "open_model"]
 
 Source = Bundle | str | os.PathLike[str]
 
@@ -60,9 +63,11 @@ class ServedModel:
 
     Attributes:
         items: raw ids by item index.
+        removed: bool ``[items]``, true for those that are never recommended, or ``None``.
         table: titles and other columns, or ``None``.
         encoder: the user encoder; ``encoder.engine`` also ranks.
         device: where they compute.
+        ranker: the index that finds items, or ``None`` where the engine does.
         scorer: item vectors and bias.
         popular: the same for users without a known event: scores are event counts.
         config: the bundle's ``model.json``.
@@ -70,22 +75,41 @@ class ServedModel:
         parameters: number of weights.
     """
 
-    def __init__(self, bundle: Bundle, weights: Weights = "float32", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        weights: Weights = "float32",
+        device: str = "cpu",
+        retrieval: str = "exact",
+    ) -> None:
         self.items = bundle.items
         self.table = bundle.item_table
         self.device = device
+        removed = self.removed = bundle.removed
         form = stored_weights if device == "cpu" else apply_weights
-        self.encoder = build_encoder(bundle.config, form(bundle.tensors, weights), device)
-        vectors, bias = self.encoder.item_vectors, self.encoder.item_bias
+        tensors = form(bundle.tensors, weights)
+        self.encoder = build_encoder(bundle.config, tensors, device, removed)
+        vectors, bias = self.encoder.item_vectors, self.encoder.ranking_bias
         if len(vectors) != len(bundle.items):
             raise InputError(
                 f"weights.safetensors: {len(vectors)} item vectors, but the vocabulary has "
                 f"{len(bundle.items)} ids"
             )
-        self.scorer = Scorer(vectors, bias, self.encoder.engine.rank)
-        self.popular = Scorer(
-            np.zeros((len(vectors), 1), dtype=np.float32), bundle.popularity.astype(np.float32)
-        )
+        self.ranker: IndexRanker | None = None
+        if retrieval != "exact":
+            if isinstance(vectors, CompactItems) or weights != "float32":
+                raise InputError(
+                    f"retrieval: the index holds the vectors of weights='float32', not of "
+                    f"{weights!r}; take one or the other"
+                )
+            # an index knows by itself what is removed
+            self.ranker = IndexRanker.of(bundle.index, vectors, self.encoder.item_bias)
+        rank = self.encoder.engine.rank if self.ranker is None else self.ranker.rank
+        self.scorer = Scorer(vectors, bias, rank)
+        counts = bundle.popularity.astype(np.float32)
+        if removed is not None:
+            counts[removed] = -np.inf
+        self.popular = Scorer(np.zeros((len(vectors), 1), dtype=np.float32), counts)
         self.config: dict[str, Any] = dict(bundle.config)
         self.metrics: dict[str, Any] = dict(bundle.metrics)
         self.parameters = sum(int(tensor.size) for tensor in bundle.tensors.values())
@@ -108,7 +132,9 @@ class ServedModel:
     def version(self) -> str:
         """16 hexadecimal digits: equal for models of equal weights, options and items."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        parts = {**self._tensors, **self.items.to_tensors()}
+        parts: dict[str, NDArray[Any]] = {**self._tensors, **self.items.to_tensors()}
+        if self.removed is not None:
+            parts["removed"] = self.removed
         for name in sorted(parts):
             digest.update(f"{name} {parts[name].shape}".encode())
             raw: Any = np.ascontiguousarray(parts[name]).reshape(-1).view(np.uint8)
@@ -129,10 +155,13 @@ class ServedModel:
             "model": self.config["model"],
             "version": self.version,
             "num_items": len(self.items),
+            "removed": 0 if self.removed is None else int(np.count_nonzero(self.removed)),
             "dim": int(self.scorer.items.shape[1]),
             "parameters": self.parameters,
             "titles": self.table is not None and self.table.title_column is not None,
             "device": self.device,
+            "retrieval": "exact" if self.ranker is None else "index",
+            "index": None if self.ranker is None else self.ranker.describe(),
             "config": dict(self.config),
             "metrics": dict(self.metrics),
         }
@@ -144,8 +173,30 @@ class ServedModel:
         return tuple(self.table.title(index) for index in indices.tolist())
 
 
+def checked_form(
+    weights: object, device: object, retrieval: object, *, mmap: bool = True
+) -> dict[str, Any]:
+    """How every model of a Recommender is opened: arguments of :func:`open_model`.
+
+    Raises:
+        InputError: names the argument and its choices.
+    """
+    return {
+        "weights": checked_weights(weights),
+        "device": checked_device(device),
+        "retrieval": checked_retrieval(retrieval),
+        "mmap": bool(mmap),
+    }
+
+
 def open_model(
-    source: Source, *, weights: Weights, device: str, verify: bool = True, mmap: bool = True
+    source: Source,
+    *,
+    weights: Weights,
+    device: str,
+    retrieval: str = "exact",
+    verify: bool = True,
+    mmap: bool = True,
 ) -> ServedModel:
     """A bundle, in memory or as a folder, ready to serve.
 
@@ -153,6 +204,7 @@ def open_model(
         source: the bundle.
         weights: the form of the weights.
         device: where the model computes.
+        retrieval: from :func:`seqrec_fast.engine.index_ranker.checked_retrieval`.
         verify: as in :func:`seqrec_fast.bundle.load`.
         mmap: as there.
 
@@ -161,10 +213,10 @@ def open_model(
         InputError, MissingExtraError: the same of one in memory; or the device is not there.
     """
     if isinstance(source, Bundle):
-        return ServedModel(source, weights, device)
-    content = bundles.load(source, verify=verify, mmap=mmap)
+        return ServedModel(source, weights, device, retrieval)
+    content = bundles.load(source, verify=verify, mmap=mmap, index=retrieval == "index")
     try:
-        return ServedModel(content, weights, device)
+        return ServedModel(content, weights, device, retrieval)
     except DeviceError:
         raise  # not the fault of the bundle
     except InputError as error:

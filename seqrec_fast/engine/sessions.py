@@ -230,7 +230,8 @@ class Sessions:
         Raises:
             InputError: arguments of another form; the message says which is expected.
         """
-        if allow is not None or deny is not None:
+        indexed = self._recommender._current.ranker is not None
+        if indexed or allow is not None or deny is not None:
             return self.recommend_many([user], k, exclude_seen, allow, deny)[0]
         bound = self._bound
         if bound.model is not self._recommender._current:

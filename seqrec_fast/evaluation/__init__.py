@@ -6,6 +6,7 @@ The definitions of all figures, with their sources, are in ``docs/evaluation.md`
 
 from __future__ import annotations
 
+from seqrec_fast.evaluation.lists import evaluate_lists, ranks_in_lists
 from seqrec_fast.evaluation.metrics import Metrics, metrics_from_ranks
 from seqrec_fast.evaluation.protocols import (
     describe_protocol,
@@ -18,7 +19,9 @@ __all__ = [
     "Metrics",
     "describe_protocol",
     "evaluate",
+    "evaluate_lists",
     "evaluate_popularity",
     "metrics_from_ranks",
     "rank_targets",
+    "ranks_in_lists",
 ]

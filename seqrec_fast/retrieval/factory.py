@@ -16,13 +16,16 @@ from seqrec_fast.errors import InputError
 from seqrec_fast.retrieval.index import METRICS, Index, Metric, Rows, unit_rows, vector_rows
 from seqrec_fast.retrieval.options import choice
 from seqrec_fast.retrieval.storage import Stored, read_index
+from seqrec_fast.retrieval.storage import from_tensors as stored_from
 
-__all__ = ["KINDS", "build", "load"]
+__all__ = ["KINDS", "build", "from_tensors", "load"]
 
 # Where the class of each kind is; imported only when it is asked for, as it may need faiss.
 _CLASSES = {
     "exact": ("seqrec_fast.retrieval.exact", "ExactIndex"),
     "ivf-native": ("seqrec_fast.retrieval.ivf_native", "IvfNativeIndex"),
+    "sharded": ("seqrec_fast.retrieval.sharded", "ShardedIndex"),
+    "qdrant": ("seqrec_fast.retrieval.qdrant", "QdrantIndex"),
 }
 KINDS: tuple[str, ...] = tuple(_CLASSES)
 
@@ -72,10 +75,22 @@ def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = True
     """
     stored = read_index(checked_path(path, "index"), verify=verify, mmap=mmap)
     try:
-        return _restored(stored)
-    except (InputError, KeyError, TypeError) as error:
-        reason = error if isinstance(error, InputError) else f"it lacks or misuses {error}"
-        raise InputError(f"{path}: {reason}") from None
+        return restored(stored)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def from_tensors(tensors: Mapping[str, NDArray[Any]]) -> Index:
+    """The index whose :meth:`Index.to_tensors` these are; their checksums are not compared.
+
+    Args:
+        tensors: arrays by name, used where they lie.
+
+    Raises:
+        InputError: they are no index, or one of a newer version.
+        MissingExtraError: the kind needs a library that is not installed.
+    """
+    return restored(stored_from(tensors, verify=False))
 
 
 def index_class(kind: str) -> type[Index]:
@@ -90,15 +105,24 @@ def index_class(kind: str) -> type[Index]:
     return cast("type[Index]", getattr(import_module(module), name))
 
 
-def _restored(stored: Stored) -> Index:
+def restored(stored: Stored) -> Index:
+    """The index that a file holds, after its facts are checked."""
     meta, tensors = stored
-    found = index_class(meta.get("kind", ""))
-    choice("metric", meta.get("metric"), METRICS)
-    size, dim = (_natural(meta, name) for name in ("size", "dim"))
-    if dim < 1 or not isinstance(meta.get("options"), Mapping):
-        raise InputError("it has no dimension or no options; it was altered")
-    removed = tensors.pop("removed", None)
-    return found._restore(meta, _rows(size, removed), tensors)
+    try:
+        found = index_class(meta.get("kind", ""))
+        choice("metric", meta.get("metric"), METRICS)
+        size, dim = (_natural(meta, name) for name in ("size", "dim"))
+        if dim < 1 or not isinstance(meta.get("options"), Mapping):
+            raise InputError("it has no dimension or no options; it was altered")
+        removed = tensors.pop("removed", None)
+        made = found._restore(meta, _rows(size, removed), tensors)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"it lacks or misuses {error}") from None
+    measured = meta.get("measured")
+    if measured is not None and not isinstance(measured, dict):
+        raise InputError("its 'measured' is not an object; it was altered")
+    made.measured = measured
+    return made
 
 
 def _rows(size: int, removed: NDArray[Any] | None) -> Rows:

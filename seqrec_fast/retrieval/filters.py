@@ -73,7 +73,10 @@ class Filters:
             as ``blocked``.
         hidden: int32 ids hidden from each query, some batches of them: all of ``excluded``.
         only: int32 ids that alone each query may find, as they were given.
+        unfiltered: whether nothing but what was removed is left out.
     """
+
+    unfiltered = False
 
     def __init__(
         self,
@@ -144,7 +147,9 @@ def read_filters(
     """
     there = None if removed is None else _without(removed)
     if exclude is None and allow is None and deny is None:
-        return Filters.given(there, (), None)
+        plain = Filters.given(there, (), None)
+        plain.unfiltered = True
+        return plain
     hidden: tuple[JaggedBatch[Any], ...] = ()
     if exclude is not None:
         if not isinstance(exclude, JaggedBatch):

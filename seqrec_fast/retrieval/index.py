@@ -32,7 +32,7 @@ from seqrec_fast.retrieval.filters import (
     item_ids,
     read_filters,
 )
-from seqrec_fast.retrieval.storage import write_index
+from seqrec_fast.retrieval.storage import as_tensors, write_index
 
 __all__ = ["METRICS", "Found", "Index", "Metric", "Rows", "vector_rows"]
 
@@ -71,6 +71,10 @@ class Index(ABC):
     """
 
     kind: ClassVar[str]
+
+    #: Facts that travel with the index, ready for JSON: what :mod:`seqrec_fast.retrieval.tuning`
+    #: measured and on what. They tell of the items as they were then.
+    measured: dict[str, Any] | None = None
 
     def __init__(self, dim: int, metric: Metric, rows: Rows) -> None:
         self._dim = dim
@@ -126,6 +130,23 @@ class Index(ABC):
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """What the index was built with: arguments of :func:`seqrec_fast.retrieval.build`."""
+
+    def tuned(self, **search_options: Any) -> Index:
+        """The same items searched with other parameters: more work for more recall, or less.
+
+        What comes back shares the data with this index and is made in no time; neither of the two
+        may be changed from then on.
+
+        Args:
+            search_options: those of the kind that act in a search alone, such as ``nprobe``.
+
+        Raises:
+            InputError: the kind has no such option.
+        """
+        raise InputError(
+            f"options of kind {self.kind!r}: it has none that act in a search alone, found "
+            f"{', '.join(search_options) or 'nothing'}"
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.kind}, {len(self)} items of {self.dim})"
@@ -293,18 +314,31 @@ class Index(ABC):
             InputError: the system refused (no space, no permission); what was there stays.
         """
         with self._writing:
-            rows = self._rows
-            tensors = self._tensors()
-            if rows.removed is not None:
-                tensors["removed"] = rows.removed
-            meta = {
-                "kind": self.kind,
-                "metric": self.metric,
-                "dim": self.dim,
-                "size": rows.size,
-                "options": self.options(),
-            }
-            write_index(checked_path(path, "index"), meta, tensors)
+            write_index(checked_path(path, "index"), self._meta(), self._all_tensors())
+
+    def to_tensors(self) -> dict[str, NDArray[Any]]:
+        """The contents of the file as tensors, to be kept inside another one.
+
+        :func:`seqrec_fast.retrieval.from_tensors` makes the index again.
+        """
+        with self._writing:
+            return as_tensors(self._meta(), self._all_tensors())
+
+    def _meta(self) -> dict[str, Any]:
+        """The facts that a file holds."""
+        meta = {
+            "kind": self.kind,
+            "metric": self.metric,
+            "dim": self.dim,
+            "size": self._rows.size,
+            "options": self.options(),
+        }
+        return meta if self.measured is None else {**meta, "measured": self.measured}
+
+    def _all_tensors(self) -> dict[str, NDArray[Any]]:
+        """The tensors that a file holds, with the mask of what is removed."""
+        removed = self._rows.removed
+        return self._tensors() if removed is None else {**self._tensors(), "removed": removed}
 
     # ---------------------------------------------------------------- what a kind defines
 
@@ -401,13 +435,18 @@ def first_not_finite(rows: Float) -> int | None:
 
 
 def unit_rows(rows: Float) -> Float:
-    """Rows of length 1; a row of zeros stays. In float64, so that nothing over- or underflows."""
+    """Rows of length 1; a row of zeros stays. In float64, so that nothing over- or underflows.
+
+    A row whose length is 1 up to the rounding of float32 stays bit for bit, so that doing it twice
+    is doing it once.
+    """
     found = np.empty(rows.shape, dtype=np.float32)
     step = max(1, 2**18 // max(1, rows.shape[1]))
     for begin in range(0, len(rows), step):
         wide = rows[begin : begin + step].astype(np.float64)
         norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-        found[begin : begin + step] = wide / np.where(norms > 0, norms, 1.0)[:, None]
+        keep = (norms == 0) | (np.abs(norms - 1.0) <= 2.0**-23)
+        found[begin : begin + step] = wide / np.where(keep, 1.0, norms)[:, None]
     return found
 
 

@@ -7,13 +7,21 @@ what `describe` says is what a search uses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from seqrec_fast._arguments import integer
 from seqrec_fast.errors import InputError
 
-__all__ = ["ExactOptions", "IvfNativeOptions", "Options", "choice"]
+__all__ = [
+    "ExactOptions",
+    "IvfNativeOptions",
+    "Options",
+    "QdrantOptions",
+    "ShardedOptions",
+    "choice",
+]
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,54 @@ class IvfNativeOptions(Options):
                 f"reach: expected a number of standard deviations from 0 on, or None for no bound, "
                 f"found {reach!r}"
             )
+
+
+@dataclass(frozen=True)
+class ShardedOptions(Options):
+    """Options of ``kind="sharded"``.
+
+    Attributes:
+        shards: how many parts the items are split into, of almost equal size.
+        shard_kind: the kind of each.
+        shard_options: the options of each.
+        parallel: search the parts at the same time, each in a thread; for remote
+            parts.
+    """
+
+    shards: int = 2
+    shard_kind: str = "exact"
+    shard_options: Mapping[str, Any] | None = None
+    parallel: bool = False
+
+    def __post_init__(self) -> None:
+        if integer("shards", self.shards) > 4096:
+            raise InputError(f"shards: found {self.shards:,}; give at most 4,096")
+        if self.shard_kind == "sharded":
+            raise InputError("shard_kind: shards of shards do not exist; give more shards")
+
+
+@dataclass(frozen=True)
+class QdrantOptions(Options):
+    """Options of ``kind="qdrant"``.
+
+    Attributes:
+        location: ``":memory:"``, a folder for the local mode, or the URL of a server.
+        collection: name of the collection.
+        exact: compare all items; ``False`` searches the graph (HNSW) of a server.
+        ef_search: width of that search, or ``None`` for the server's own.
+    """
+
+    location: str = ":memory:"
+    collection: str = "items"
+    exact: bool = True
+    ef_search: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("location", "collection"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise InputError(f"{name}: expected a text, found {getattr(self, name)!r}")
+        if self.ef_search is not None:
+            integer("ef_search", self.ef_search)
 
 
 def choice(name: str, value: object, choices: tuple[str, ...]) -> None:

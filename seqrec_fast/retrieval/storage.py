@@ -22,7 +22,16 @@ from seqrec_fast.bundle.jsonio import MAX_BYTES, parse_object
 from seqrec_fast.bundle.tensorfile import Entry, read_header, read_tensors, write_tensors
 from seqrec_fast.errors import InputError
 
-__all__ = ["Stored", "read_index", "write_index"]
+__all__ = [
+    "META",
+    "Stored",
+    "as_tensors",
+    "from_tensors",
+    "meta_bytes",
+    "read_index",
+    "read_meta",
+    "write_index",
+]
 
 FORMAT = "seqrec-fast-index"
 FORMAT_VERSION = 1
@@ -47,14 +56,7 @@ def write_index(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, NDArr
     Raises:
         InputError: the system refused; what was there stays.
     """
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        **meta,
-        "sha256": {name: _digest(tensor) for name, tensor in sorted(tensors.items())},
-    }
-    text = json.dumps(content, sort_keys=True).encode("utf-8")
-    whole = {**tensors, META: np.frombuffer(text, dtype=np.uint8)}
+    whole = as_tensors(meta, tensors)
 
     def fill(stream: IO[bytes]) -> None:
         def write(piece: Any) -> None:
@@ -65,6 +67,58 @@ def write_index(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, NDArr
         write_tensors(whole, write)
 
     write_whole(path, fill, "index")
+
+
+def meta_bytes(meta: Mapping[str, Any], digests: Mapping[str, str]) -> bytes:
+    """The contents of the tensor that tells what the others are.
+
+    Args:
+        meta: facts, ready for JSON.
+        digests: SHA-256 of every other tensor, by name.
+    """
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **meta,
+        "sha256": dict(digests),
+    }
+    return json.dumps(content, sort_keys=True).encode("utf-8")
+
+
+def as_tensors(
+    meta: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Facts and tensors as tensors alone: what a file of an index holds."""
+    text = meta_bytes(meta, {name: _digest(tensor) for name, tensor in sorted(tensors.items())})
+    return {**tensors, META: np.frombuffer(text, dtype=np.uint8)}
+
+
+def from_tensors(found: Mapping[str, NDArray[Any]], *, verify: bool) -> Stored:
+    """The reverse of :func:`as_tensors`, believing nothing.
+
+    Args:
+        found: tensors by name.
+        verify: compare every tensor with its checksum.
+
+    Raises:
+        InputError: they are no index, were altered, or belong to a newer version.
+    """
+    tensors = dict(found)
+    text = tensors.pop(META, None)
+    if text is None or text.dtype != np.uint8 or text.ndim != 1 or len(text) > MAX_BYTES:
+        raise InputError("it is not an index; give the file that save wrote")
+    meta = _meta(text)
+    digests = meta.pop("sha256", None)
+    if not isinstance(digests, dict) or set(digests) != set(tensors):
+        raise InputError("its list of checksums does not fit its tensors; it was altered")
+    if verify:
+        for name, tensor in tensors.items():
+            if _digest(tensor) != digests[name]:
+                raise InputError(
+                    f"the SHA-256 of {name!r} is not the one that was written; the file "
+                    f"was damaged or altered"
+                )
+    return Stored(meta, tensors)
 
 
 def read_index(path: Path, *, verify: bool = True, mmap: bool = True) -> Stored:
@@ -85,22 +139,28 @@ def read_index(path: Path, *, verify: bool = True, mmap: bool = True) -> Stored:
             entries = read_header(stream, size, _nothing)
             _check_entries(entries)
             tensors = read_tensors(stream, entries, None, mapped=mmap)
-            meta = _meta(tensors.pop(META))
-            digests = meta.pop("sha256", None)
-            if not isinstance(digests, dict) or set(digests) != set(tensors):
-                raise InputError("its list of checksums does not fit its tensors; it was altered")
-            if verify:
-                for name, tensor in tensors.items():
-                    if _digest(tensor) != digests[name]:
-                        raise InputError(
-                            f"the SHA-256 of {name!r} is not the one that was written; the file "
-                            f"was damaged or altered"
-                        )
+            return from_tensors(tensors, verify=verify)
         except MemoryError:
             raise InputError(f"{path}: it does not fit into memory; give mmap=True") from None
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-    return Stored(meta, tensors)
+
+
+def read_meta(stream: IO[bytes], size: int) -> dict[str, Any]:
+    """The facts alone, from a file at its beginning; no other tensor is read.
+
+    Args:
+        stream: the file.
+        size: its size in bytes.
+
+    Raises:
+        InputError: it is no index, or one of a newer version.
+    """
+    entries = read_header(stream, size, _nothing)
+    _check_entries(entries)
+    entry = next(entry for entry in entries if entry.name == META)
+    stream.seek(entry.begin, os.SEEK_CUR)
+    return _meta(read_tensors(stream, [entry._replace(begin=0)], None)[META])
 
 
 def _check_entries(entries: list[Entry]) -> None:

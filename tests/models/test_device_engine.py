@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec_fast import _C
-from seqrec_fast.bundle import Bundle
+from seqrec_fast.bundle import Bundle, catalogue
 from seqrec_fast.data.vocabulary import Vocabulary
 from seqrec_fast.engine import Recommender
 from seqrec_fast.engine import devices as plug_in
@@ -180,6 +180,20 @@ def test_ranking_in_blocks_is_the_definition(at_once: int, monkeypatch: pytest.M
     there = torch.isfinite(right[0])
     assert (there.numpy() == np.isfinite(scores)).all()
     keep_the_rule(torch.tensor(scores)[there], right[0][there], wanted[0][there])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_removed_items_are_never_ranked(bias: bool) -> None:
+    content = make(item_bias=bias)
+    ids = content.items.ids
+    after = catalogue.change(content, remove=ids[:3]).bundle
+    cpu, gpu = Recommender(after, threads=1), Recommender(after, device="cuda")
+    histories = [[ids[1], ids[5]], []]
+    for found, expected in zip(
+        gpu.recommend(histories, k=len(ids)), cpu.recommend(histories, k=len(ids)), strict=True
+    ):
+        assert sorted(found.items.tolist()) == sorted(expected.items.tolist())
+        assert not set(ids[:3]) & set(found.items.tolist())
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ BUILDS: dict[str, dict[str, Any]] = {
     "exact": {"kind": "exact"},
     "exact int8": {"kind": "exact", "dtype": "int8"},
     "ivf-native": {"kind": "ivf-native", "nlist": 8, "nprobe": 8, "reach": None},
+    "sharded": {"kind": "sharded", "shards": 3},
+    "sharded int8": {
+        "kind": "sharded",
+        "shards": 2,
+        "shard_options": {"dtype": "int8"},
+        "parallel": True,
+    },
 }
+if find_spec("qdrant_client"):
+    BUILDS["qdrant"] = {"kind": "qdrant"}
 RNG = np.random.default_rng(0)
 VECTORS = RNG.standard_normal((300, 16)).astype(np.float32)
 QUERIES = RNG.standard_normal((7, 16)).astype(np.float32)
