@@ -261,8 +261,11 @@ struct TopkInt8 : TopkRows<W>, TopkHidden<W> {
     const std::int64_t quads = kQuads > 0 ? kQuads : t.quads;
     const Factors<kQuads> factors(query);
     for (std::int64_t b = first; b < end; ++b, block += t.block_bytes) {
-      const std::uint32_t open = opens(p, t) ? open_bits(p, b) : 0xffffu;
-      if (open == 0) continue;
+      // Whole words alone are skipped: single blocks would be mispredicted, and each misprediction
+      // stops the reading ahead.
+      const bool filtered = opens(p, t);
+      if (filtered && p.open[b * kInt8Rows / 64] == 0) continue;
+      const std::uint32_t open = filtered ? open_bits(p, b) : 0xffffu;
       const Int8Bounds& bounds = t.bounds[b];
       const float margin = margin_of(bounds, query);
       const float slack = kBias ? query.slack + bounds.bias_slack : query.slack;
