@@ -22,6 +22,14 @@ __all__ = ["KINDS", "build", "load"]
 # Where the class of each kind is; imported only when it is asked for, as it may need faiss.
 _CLASSES = {
     "exact": ("seqrec_fast.retrieval.exact", "ExactIndex"),
+    "flat": ("seqrec_fast.retrieval.faiss_kinds", "FlatIndex"),
+    "ivf": ("seqrec_fast.retrieval.faiss_kinds", "IvfIndex"),
+    "ivfpq": ("seqrec_fast.retrieval.faiss_kinds", "IvfPqIndex"),
+    "hnsw": ("seqrec_fast.retrieval.faiss_kinds", "HnswIndex"),
+    "gpu-flat": ("seqrec_fast.retrieval.faiss_gpu", "GpuFlatIndex"),
+    "gpu-ivf": ("seqrec_fast.retrieval.faiss_gpu", "GpuIvfIndex"),
+    "gpu-ivfpq": ("seqrec_fast.retrieval.faiss_gpu", "GpuIvfPqIndex"),
+    "gpu-cagra": ("seqrec_fast.retrieval.faiss_gpu", "GpuCagraIndex"),
 }
 KINDS: tuple[str, ...] = tuple(_CLASSES)
 

@@ -18,6 +18,11 @@ from seqrec_fast.jagged import JaggedBatch
 BUILDS: dict[str, dict[str, Any]] = {
     "exact": {"kind": "exact"},
     "exact int8": {"kind": "exact", "dtype": "int8"},
+    "flat": {"kind": "flat"},
+    "ivf": {"kind": "ivf", "nlist": 6, "nprobe": 6},
+    "ivf by its size": {"kind": "ivf", "nprobe": 1000},
+    "ivfpq": {"kind": "ivfpq", "nlist": 3, "nprobe": 3, "refine": 300},
+    "hnsw": {"kind": "hnsw", "ef_search": 400},
 }
 RNG = np.random.default_rng(0)
 VECTORS = RNG.standard_normal((300, 16)).astype(np.float32)
