@@ -220,7 +220,7 @@ class GpuIvfPqIndex(GpuIvfIndex):
         self._options.parts(self.dim)
 
     def _smallest(self, items: int) -> int:
-        return max(super()._smallest(items), 2**self._options.nbits)
+        return max(super()._smallest(items), int(2**self._options.nbits))
 
     def _empty(self, lists: int) -> Any:
         options = self._options

@@ -25,9 +25,7 @@ class _CpuIndex(FaissIndex):
         self, queries: Float, k: int, blocked: NDArray[np.bool_] | None, threads: int | None
     ) -> Found:
         with openmp_threads(self._faiss, checked_threads(threads)):
-            return Found(
-                *self._structure.search(queries, k, params=self._parameters(blocked, k))
-            )
+            return Found(*self._structure.search(queries, k, params=self._parameters(blocked, k)))
 
     def _parameters(self, blocked: NDArray[np.bool_] | None, k: int) -> Any:
         raise NotImplementedError
@@ -129,7 +127,7 @@ class IvfPqIndex(IvfIndex):
         self._options.parts(self.dim)
 
     def _smallest(self, items: int) -> int:
-        return max(super()._smallest(items), 2**self._options.nbits)
+        return max(super()._smallest(items), int(2**self._options.nbits))
 
     def _empty(self, lists: int) -> Any:
         options = self._options
@@ -149,7 +147,7 @@ class IvfPqIndex(IvfIndex):
         return {**super()._facts(), "m": self._options.parts(self.dim)}
 
     def _structure_bytes(self) -> int:
-        return super()._structure_bytes() + self.dim * 2**self._options.nbits * 4
+        return super()._structure_bytes() + int(self.dim * 2**self._options.nbits * 4)
 
     def _from_file(self, found: Any) -> Any:
         return self._checked(found, "IndexIVFPQ", self._rows.size)

@@ -88,8 +88,9 @@ class IvfPqOptions(IvfOptions):
         _whole(self, "m", "nbits")
         if not 4 <= self.nbits <= 12:
             raise InputError(f"nbits: expected 4 to 12, found {self.nbits}")
-        if isinstance(self.refine, bool) or not isinstance(self.refine, int) or self.refine < 0:
-            raise InputError(f"refine: expected a whole number from 0 on, found {self.refine!r}")
+        refine: object = self.refine
+        if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
+            raise InputError(f"refine: expected a whole number from 0 on, found {refine!r}")
 
     def parts(self, dim: int) -> int:
         """Parts of a vector of that length.

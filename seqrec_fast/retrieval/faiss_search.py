@@ -196,4 +196,3 @@ def _among(excluded: JaggedBatch[Any], listed: NDArray[np.int64]) -> JaggedBatch
     return JaggedBatch.from_lengths(
         places[there].astype(np.int32), np.bincount(owners, minlength=len(excluded))
     )
-
