@@ -48,8 +48,9 @@ def faiss() -> Any:
         return _import()
 
 
+@cache
 def installed() -> dict[str, str]:
-    """The distributions that install the module ``faiss``: name -> version."""
+    """The distributions that install the module ``faiss``: name -> version; looked up once."""
     found = {}
     for one in metadata.distributions():
         name = (one.metadata["Name"] or "").lower().replace("_", "-")
