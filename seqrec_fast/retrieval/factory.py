@@ -26,6 +26,14 @@ _CLASSES = {
     "ivf-native": ("seqrec_fast.retrieval.ivf_native", "IvfNativeIndex"),
     "sharded": ("seqrec_fast.retrieval.sharded", "ShardedIndex"),
     "qdrant": ("seqrec_fast.retrieval.qdrant", "QdrantIndex"),
+    "flat": ("seqrec_fast.retrieval.faiss_kinds", "FlatIndex"),
+    "ivf": ("seqrec_fast.retrieval.faiss_kinds", "IvfIndex"),
+    "ivfpq": ("seqrec_fast.retrieval.faiss_kinds", "IvfPqIndex"),
+    "hnsw": ("seqrec_fast.retrieval.faiss_kinds", "HnswIndex"),
+    "gpu-flat": ("seqrec_fast.retrieval.faiss_gpu", "GpuFlatIndex"),
+    "gpu-ivf": ("seqrec_fast.retrieval.faiss_gpu", "GpuIvfIndex"),
+    "gpu-ivfpq": ("seqrec_fast.retrieval.faiss_gpu", "GpuIvfPqIndex"),
+    "gpu-cagra": ("seqrec_fast.retrieval.faiss_gpu", "GpuCagraIndex"),
 }
 KINDS: tuple[str, ...] = tuple(_CLASSES)
 

@@ -28,6 +28,14 @@ BUILDS: dict[str, dict[str, Any]] = {
         "parallel": True,
     },
 }
+if find_spec("faiss"):
+    BUILDS |= {
+        "flat": {"kind": "flat"},
+        "ivf": {"kind": "ivf", "nlist": 6, "nprobe": 6},
+        "ivf by its size": {"kind": "ivf", "nprobe": 1000},
+        "ivfpq": {"kind": "ivfpq", "nlist": 3, "nprobe": 3, "refine": 300},
+        "hnsw": {"kind": "hnsw", "ef_search": 400},
+    }
 if find_spec("qdrant_client"):
     BUILDS["qdrant"] = {"kind": "qdrant"}
 RNG = np.random.default_rng(0)

@@ -149,7 +149,7 @@ def test_a_table_of_bytes_changes_nothing_but_memory(metric: str) -> None:
     ("arguments", "message"),
     [
         ({"precision": 1}, "options of kind 'exact': got an unexpected keyword"),
-        ({"kind": "hnsw"}, "kind: found 'hnsw'; choose one of exact"),
+        ({"kind": "tree"}, "kind: found 'tree'; choose one of exact, ivf-native"),
         ({"metric": "l2"}, "metric: found 'l2'; choose one of ip, cosine"),
         ({"dtype": "int4"}, "dtype: found 'int4'; choose one of float32, int8"),
         ({"vectors": [1.0, 2.0]}, r"vectors: expected two dimensions \[rows, dim\], found shape"),
