@@ -209,10 +209,9 @@ void bind_topk_filter(py::module_& m) {
       .def("ids", &list_of)
       .def_property_readonly("size", &ItemSet::size)
       .def_property_readonly("count", &ItemSet::count);
-  m.def("score_topk_filtered", &search, py::arg("queries").noconvert(),
-        py::arg("items"), py::arg("bias").noconvert(), py::arg("table"),
-        py::arg("open"), py::arg("hidden"), py::arg("allowed"), py::arg("k"),
-        py::arg("threads") = 0);
+  m.def("score_topk_filtered", &search, py::arg("queries").noconvert(), py::arg("items"),
+        py::arg("bias").noconvert(), py::arg("table"), py::arg("open"), py::arg("hidden"),
+        py::arg("allowed"), py::arg("k"), py::arg("threads") = 0);
 }
 
 }  // namespace seqrec

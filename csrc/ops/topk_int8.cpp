@@ -291,9 +291,9 @@ void search(const TopkProblem& p, const Int8Items& items, int threads, const Ker
   std::fill_n(bound.data(), bound.size(), std::numeric_limits<std::int32_t>::min());
   std::vector<std::unique_ptr<Int8Candidates>> work(static_cast<std::size_t>(worth));
   for (auto& each : work) {
-    each = std::make_unique<Int8Candidates>(group, capacity, limit,
-                                            worth > 1 ? bound.data() : nullptr,
-                                            items.blocks != nullptr ? 0 : items.block_bytes);
+    each =
+        std::make_unique<Int8Candidates>(group, capacity, limit, worth > 1 ? bound.data() : nullptr,
+                                         items.blocks != nullptr ? 0 : items.block_bytes);
   }
   for (std::int64_t first = 0; first < p.num_queries; first += group) {
     const std::int64_t count = std::min(group, p.num_queries - first);
