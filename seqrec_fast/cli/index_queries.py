@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from seqrec_fast.cli.log_options import clean, open_log, split_log, with_recorded
 from seqrec_fast.errors import InputError
@@ -124,6 +124,4 @@ def _encoded(
 
 def float_vectors(encoder: Encoder) -> NDArray[np.float32]:
     """The item vectors of an encoder that was made from float32 weights."""
-    vectors = encoder.item_vectors
-    assert isinstance(vectors, np.ndarray)
-    return vectors
+    return cast("NDArray[np.float32]", encoder.item_vectors)
