@@ -63,14 +63,14 @@ def candidates(items: int, k: int, kinds: Sequence[str] | None = None) -> list[C
     Args:
         items: how many vectors there are.
         k: how many items a search has to find.
-        kinds: only these; ``None``: all that run on the CPU.
+        kinds: only these; ``None``: all that search by themselves on the CPU.
 
     Raises:
         InputError: there is no such kind.
     """
     for kind in kinds or ():
         choice("kinds", kind, KINDS)
-    wanted = [kind for kind in KINDS if not kind.startswith("gpu-")] if kinds is None else kinds
+    wanted = [kind for kind in KINDS if _runs_here(kind)] if kinds is None else kinds
     order = {kind: place for place, kind in enumerate(_TRIED)}
     found: list[Candidate] = []
     for kind in sorted(dict.fromkeys(wanted), key=lambda kind: order.get(kind, len(order))):
@@ -120,3 +120,8 @@ _TRIED: dict[str, Callable[[int, int], list[Candidate]]] = {
     "ivfpq": _ivfpq,
     "hnsw": _hnsw,
 }
+
+
+def _runs_here(kind: str) -> bool:
+    """Not what needs a GPU or another service, nor what only divides another kind."""
+    return not kind.startswith("gpu-") and kind not in ("sharded", "qdrant")

@@ -172,7 +172,8 @@ def tune(
         k: items that a query has to find; where there are fewer, all of them.
         recall: share of the ``k`` best items that has to be found on average, above 0, at most 1.
         metric: ``"ip"`` or ``"cosine"``.
-        kinds: only these kinds beside the exact one; ``None``: all that run on the CPU.
+        kinds: only these kinds beside the exact one; ``None``: all that search by
+            themselves on the CPU.
         threads: cores that one search may use.
         budget: seconds after which nothing new is begun; what was begun is ended. ``None``: no
             bound.
