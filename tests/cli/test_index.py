@@ -48,7 +48,7 @@ def test_auto_chooses_measures_and_keeps(bundle: Path, world: World) -> None:
     chosen = next(one for one in told["trials"] if one["chosen"])
     assert chosen["recall"] >= 0.9
     assert {one["kind"] for one in (*told["trials"], *told["skipped"])} == {
-        kind for kind in KINDS if not kind.startswith("gpu-")
+        kind for kind in KINDS if not kind.startswith("gpu-") and kind not in ("sharded", "qdrant")
     }
     content = bundles.load(bundle)
     assert content.extra_files["index.png"].startswith(b"\x89PNG")
