@@ -22,9 +22,10 @@ struct TopkProblem {
   std::int64_t k;          // at least 1
 
   // Made of `blocked` and other filters by ops/topk_filter.h; what the kernels look at.
-  const std::uint64_t* open;   // bit i of the whole: item i may be chosen; null: all may
-  const std::int32_t* listed;  // ascending: scan these items alone, wherever they lie; or null
-  std::int64_t num_listed;
+  const std::uint64_t* open;  // bit i of the whole: item i may be chosen; null: all may
+  const std::int32_t* listed =
+      nullptr;  // ascending: scan these items alone, wherever they lie; or null
+  std::int64_t num_listed = 0;
 };
 
 /// Items as bytes, sixteen a block: what the scan of topk_int8.h reads.
