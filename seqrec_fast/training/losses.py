@@ -87,13 +87,48 @@ def bce_with_negatives(
     return (loss * token_weights).sum() / token_weights.sum().clamp(min=1e-12)
 
 
+def chosen_interest(hidden: Tensor, model: SequenceModel, targets: Tensor) -> Tensor:
+    """Of each token's interests the one that scores its target best, as ComiRec trains them.
+
+    Args:
+        hidden: ``[tokens, interests, dim]``; ``[tokens, dim]`` comes back as it is.
+        model: gives the vectors of the items.
+        targets: int64 ``[tokens]``.
+
+    Returns:
+        ``[tokens, dim]``. The choice itself has no gradient.
+    """
+    if hidden.ndim == 2:
+        return hidden
+    with torch.no_grad():
+        vectors = torch.nn.functional.embedding(targets, model.output_table)
+        best = torch.bmm(hidden, vectors.unsqueeze(2)).squeeze(2).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), best]
+
+
 def make_objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> Objective:
-    """The objective that the options name.
+    """The objective that the options name, on the interest of each token that fits its target.
 
     Args:
         options: ``loss``, ``negatives`` and ``sampling_power`` are read.
         popularity: int64 ``[items]``, training events of each item.
     """
+    plain = _objective(options, popularity)
+
+    def objective(
+        model: SequenceModel,
+        hidden: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        generator: np.random.Generator,
+    ) -> Tensor:
+        chosen = chosen_interest(hidden, model, targets)
+        return plain(model, chosen, targets, weights, generator)
+
+    return objective
+
+
+def _objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> Objective:
     if options.loss == "cross_entropy":
         return _full
     sampler = NegativeSampler(popularity, options.sampling_power)
