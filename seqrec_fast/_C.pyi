@@ -257,6 +257,27 @@ class Int8Table:
     @property
     def nbytes(self) -> int: ...
 
+class ItemTable:
+    def __init__(
+        self,
+        values: NDArray[Any],
+        scales: NDArray[np.float32] | None,
+        bias: NDArray[np.float32] | None,
+        threads: int = 0,
+    ) -> None: ...
+    @property
+    def bounds_bytes(self) -> int: ...
+    def rows(self, indices: NDArray[np.int32]) -> NDArray[np.float32]: ...
+
+def score_topk_table(
+    queries: NDArray[np.float32],
+    items: ItemTable,
+    seen_values: NDArray[np.int32] | None,
+    seen_offsets: NDArray[np.int64] | None,
+    blocked: NDArray[np.uint8] | None,
+    k: int,
+    threads: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 def score_topk(
     queries: NDArray[np.float32],
     items: NDArray[np.float32],
@@ -321,8 +342,8 @@ class Engine:
     def __init__(
         self,
         config: dict[str, Any],
-        tensors: dict[str, NDArray[np.float32]],
-        items: NDArray[np.float32],
+        tensors: dict[str, NDArray[np.float32] | ItemTable],
+        items: NDArray[np.float32] | ItemTable,
         bias: NDArray[np.float32] | None,
         threads: int = 0,
     ) -> None: ...

@@ -4,14 +4,23 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast.errors import InputError
 
-__all__ = ["MAX_THREADS", "integer", "integers", "number", "numbers", "thread_count"]
+__all__ = [
+    "MAX_THREADS",
+    "float_array",
+    "float_matrix",
+    "integer",
+    "integers",
+    "number",
+    "numbers",
+    "thread_count",
+]
 
 MAX_THREADS = 1024
 
@@ -51,6 +60,22 @@ def numbers(name: str, value: ArrayLike, what: str = "floating-point numbers") -
         raise InputError(f"{name}: expected an array of numbers, found uneven rows") from None
     if array.dtype.kind not in "fiu":
         raise InputError(f"{name}: expected {what}, found {array.dtype}")
+    return array
+
+
+def float_array(name: str, value: ArrayLike) -> NDArray[np.float32]:
+    """A contiguous float32 array; what is one already is not copied."""
+    if type(value) is np.ndarray and value.dtype == np.float32 and value.flags.c_contiguous:
+        return cast("NDArray[np.float32]", value)
+    array = numbers(name, value)
+    return np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
+
+
+def float_matrix(name: str, value: ArrayLike) -> NDArray[np.float32]:
+    """The same of two dimensions, or an error."""
+    array = float_array(name, value)
+    if array.ndim != 2:
+        raise InputError(f"{name}: expected two dimensions [rows, dim], found shape {array.shape}")
     return array
 
 

@@ -9,6 +9,7 @@ every function may be called from many threads at once.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
@@ -17,14 +18,30 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import _C
-from seqrec_fast._arguments import MAX_THREADS, integer, numbers, thread_count
+from seqrec_fast._arguments import (
+    MAX_THREADS,
+    float_array,
+    float_matrix,
+    integer,
+    thread_count,
+)
 from seqrec_fast._native_attention import attention, decode_attention
+from seqrec_fast._native_items import (
+    CompactForm,
+    CompactItems,
+    ItemTable,
+    QuantizedItems,
+    item_rows,
+)
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
 __all__ = [
     "ACTIVATIONS",
     "MAX_THREADS",
+    "CompactForm",
+    "CompactItems",
+    "ItemTable",
     "Operation",
     "PackedLinear",
     "Peak",
@@ -34,6 +51,7 @@ __all__ = [
     "cpu_features",
     "decode_attention",
     "get_num_threads",
+    "item_rows",
     "measure_peak",
     "operations",
     "score_topk",
@@ -61,9 +79,9 @@ class PackedLinear:
     """
 
     def __init__(self, weight: ArrayLike, bias: ArrayLike | None = None) -> None:
-        matrix = _matrix("weight", weight)
+        matrix = float_matrix("weight", weight)
         self.outputs, self.inputs = matrix.shape
-        self._packed = _C.PackedLinear(matrix, None if bias is None else _floats("bias", bias))
+        self._packed = _C.PackedLinear(matrix, None if bias is None else float_array("bias", bias))
 
     def __call__(
         self, x: ArrayLike, *, activation: str = "none", threads: int | None = None
@@ -78,7 +96,7 @@ class PackedLinear:
         Raises:
             InputError: ``x`` has another width, or the activation is unknown.
         """
-        rows = _matrix("x", x)
+        rows = float_matrix("x", x)
         if activation not in ACTIVATIONS:
             raise InputError(
                 f"activation: unknown {activation!r}; choose one of {', '.join(ACTIVATIONS)}"
@@ -87,59 +105,9 @@ class PackedLinear:
         return self._packed(rows, code, 0 if threads is None else thread_count(threads))
 
 
-class QuantizedItems:
-    """Items that :func:`score_topk` searches through a table of bytes, with the exact result.
-
-    A search reads one byte a dimension instead of four, bounds every score, and computes again
-    from the float32 rows the scores of the few items that the bounds leave. Items, scores and the
-    order of ties are those of the search in float32, whatever the items are. It is faster where
-    the items do not fit the caches, and worth its memory from about 50,000 items on.
-
-    Holds the float32 items and, beside them, ``nbytes`` of the table: ``dim`` + 5 bytes an item
-    (+ 4 with biases), ``dim`` rounded up to a multiple of four. May be searched from many threads
-    at once.
-    """
-
-    def __init__(
-        self, items: ArrayLike, bias: ArrayLike | None = None, *, threads: int | None = None
-    ) -> None:
-        """Makes the table.
-
-        Args:
-            items: float ``[items, dim]``, ``dim`` at most 32,768. A contiguous float32 array is
-                used where it lies: do not change it afterwards.
-            bias: float ``[items]``, added to the scores; likewise.
-            threads: cores to use at most; ``None`` takes :func:`get_num_threads`.
-
-        Raises:
-            InputError: an argument has the wrong type, shape or range; the message names it.
-        """
-        self.items = _matrix("items", items)
-        self.bias = None if bias is None else _floats("bias", bias)
-        self._table = _C.Int8Table(
-            self.items, self.bias, 0 if threads is None else thread_count(threads)
-        )
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @property
-    def dim(self) -> int:
-        """Length of an item."""
-        return int(self.items.shape[1])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the table, beside the float32 items."""
-        return self._table.nbytes
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return QuantizedItems, (self.items, self.bias)
-
-
 def score_topk(
     queries: ArrayLike,
-    items: ArrayLike | QuantizedItems,
+    items: ArrayLike | QuantizedItems | CompactItems,
     k: int,
     *,
     bias: ArrayLike | None = None,
@@ -156,10 +124,10 @@ def score_topk(
 
     Args:
         queries: float ``[queries, dim]``.
-        items: float ``[items, dim]``, or :class:`QuantizedItems`, which are searched faster with
-            the same result.
+        items: float ``[items, dim]``; or :class:`QuantizedItems`, which are searched faster with
+            the same result; or :class:`CompactItems`, which take less memory.
         k: how many items a query gets, at least 1; may exceed the number of items.
-        bias: float ``[items]``, added to the scores; :class:`QuantizedItems` hold their own.
+        bias: float ``[items]``, added to the scores; tables hold their own.
         seen: int, one row a query: item indices hidden from that query, in any order.
         blocked: bool or uint8 ``[items]``: where true, hidden from all queries.
         threads: cores to use at most; ``None`` takes :func:`get_num_threads`.
@@ -171,34 +139,36 @@ def score_topk(
     Raises:
         InputError: an argument has the wrong type, shape or range; the message names it.
     """
-    query_rows = _matrix("queries", queries)
+    query_rows = float_matrix("queries", queries)
+    if isinstance(items, QuantizedItems | CompactItems) and bias is not None:
+        raise InputError(f"bias: give it to {type(items).__name__}, whose table holds it")
+    rows: NDArray[np.float32] | None = None
     table: _C.Int8Table | None = None
     if isinstance(items, QuantizedItems):
-        if bias is not None:
-            raise InputError("bias: give it to QuantizedItems, whose table holds it")
-        item_rows, bias, table = items.items, items.bias, items._table
-    else:
-        item_rows = _matrix("items", items)
+        rows, bias, table = items.items, items.bias, items._table
+    elif not isinstance(items, CompactItems):
+        rows = float_matrix("items", items)
     seen_values, seen_offsets = _seen_rows(seen)
     wanted = integer("k", k)
+    mask = None if blocked is None else _flags(blocked)
+    cores = 0 if threads is None else thread_count(threads)
     try:
         if wanted * len(query_rows) >= _MOST_PLACES:
             raise MemoryError
+        if isinstance(items, CompactItems):
+            return _C.score_topk_table(
+                query_rows, items.native, seen_values, seen_offsets, mask, wanted, cores
+            )
+        assert rows is not None
+        added = None if bias is None else float_array("bias", bias)
         return _C.score_topk(
-            query_rows,
-            item_rows,
-            None if bias is None else _floats("bias", bias),
-            seen_values,
-            seen_offsets,
-            None if blocked is None else _flags(blocked),
-            wanted,
-            0 if threads is None else thread_count(threads),
-            table,
+            query_rows, rows, added, seen_values, seen_offsets, mask, wanted, cores, table
         )
     except MemoryError:
+        held = len(items) if isinstance(items, CompactItems) else len(cast("Sized", rows))
         raise InputError(
             f"k: {wanted:,} places for each of {len(query_rows):,} queries take more memory than "
-            f"there is; the {len(item_rows):,} items are enough"
+            f"there is; the {held:,} items are enough"
         ) from None
 
 
@@ -335,20 +305,6 @@ def operations() -> tuple[Operation, ...]:
 
 
 # ------------------------------------------------------------------------------- arguments
-
-
-def _floats(name: str, value: ArrayLike) -> NDArray[np.float32]:
-    if type(value) is np.ndarray and value.dtype == np.float32 and value.flags.c_contiguous:
-        return cast("NDArray[np.float32]", value)
-    array = numbers(name, value)
-    return np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
-
-
-def _matrix(name: str, value: ArrayLike) -> NDArray[np.float32]:
-    array = _floats(name, value)
-    if array.ndim != 2:
-        raise InputError(f"{name}: expected two dimensions [rows, dim], found shape {array.shape}")
-    return array
 
 
 def _flags(blocked: ArrayLike) -> NDArray[np.uint8]:

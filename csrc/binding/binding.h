@@ -71,6 +71,7 @@ void bind_engine(py::module_& m);
 void bind_feed_forward(py::module_& m);
 void bind_layer_norm(py::module_& m);
 void bind_hstu_attention(py::module_& m);
+void bind_item_table(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_peak(py::module_& m);
 void bind_recurrent(py::module_& m);

@@ -7,6 +7,7 @@
 
 #include "binding/binding.h"
 #include "binding/engine.h"
+#include "binding/item_table.h"
 #include "binding/raw_ids.h"
 #include "engine/recurrent_encoder.h"
 #include "engine/sasrec_encoder.h"
@@ -47,28 +48,49 @@ std::unique_ptr<Encoder> make_encoder(const py::dict& config, const Tensors& ten
 
 }  // namespace
 
-BoundEngine::BoundEngine(const py::dict& config, const py::dict& weights, const Array<float>& items,
+BoundEngine::BoundEngine(const py::dict& config, const py::dict& weights, const py::object& items,
                          const std::optional<Array<float>>& bias, int threads) {
   // Arrays of our own: nobody can change the dictionary while it is read, nor drop them later.
-  std::vector<Array<float>> arrays;
+  std::vector<py::object> arrays;
   Tensors tensors;
   const auto copy = py::reinterpret_steal<py::dict>(PyDict_Copy(weights.ptr()));
   if (!copy) throw py::error_already_set();
   for (const auto& [name, tensor] : copy) {
-    arrays.push_back(tensor.cast<Array<float>>());
-    tensors.set(name.cast<std::string>(), arrays.back().data(), arrays.back().size());
+    const auto key = name.cast<std::string>();
+    if (py::isinstance<BoundItems>(tensor)) {
+      const auto& table = tensor.cast<const BoundItems&>();
+      tensors.set(key, table.rows(), table.num_items() * table.dim());
+      arrays.push_back(py::reinterpret_borrow<py::object>(tensor));
+    } else {
+      const auto array = tensor.cast<Array<float>>();
+      tensors.set(key, ItemRows(array.data()), array.size());
+      arrays.push_back(array);
+    }
   }
   kept_ = py::make_tuple(arrays, items, bias);
   std::unique_ptr<Encoder> encoder = make_encoder(config, tensors);
-  if (items.size() != encoder->num_items() * encoder->dim()) {
-    refuse("items: expected [num_items, dim]");
+  ItemRows rows;
+  std::int64_t size = 0;
+  std::shared_ptr<const ByteItemBounds> bounds;
+  if (py::isinstance<BoundItems>(items)) {
+    const auto& compact = items.cast<const BoundItems&>();
+    // Bounds that were made with another bias are none of this one's.
+    if (compact.bias() != (bias ? bias->data() : nullptr)) refuse("bias: expected that of items");
+    rows = compact.rows();
+    size = compact.num_items() * compact.dim();
+    bounds = compact.bounds();
+  } else {
+    if (!py::isinstance<Array<float>>(items)) refuse("items: expected float32 or an item table");
+    const auto array = items.cast<Array<float>>();
+    rows = ItemRows(array.data());
+    size = array.size();
   }
+  if (size != encoder->num_items() * encoder->dim()) refuse("items: expected [num_items, dim]");
   if (bias && bias->size() != encoder->num_items()) refuse("bias: expected one number an item");
-  const float* item_rows = items.data();
   const float* biases = bias ? bias->data() : nullptr;
   const ReleasedLock released;
-  engine_ = std::make_unique<Engine>(std::move(encoder), item_rows, biases, thread_count(threads),
-                                     kernels());
+  engine_ = std::make_unique<Engine>(std::move(encoder), rows, biases, std::move(bounds),
+                                     thread_count(threads), kernels());
 }
 
 JaggedView<std::int32_t> checked_items(const char* name, const Array<std::int32_t>& values,
@@ -201,10 +223,10 @@ py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Val
 
 void bind_engine(py::module_& m) {
   py::class_<BoundEngine, std::shared_ptr<BoundEngine>>(m, "Engine")
-      .def(py::init<const py::dict&, const py::dict&, const Array<float>&,
+      .def(py::init<const py::dict&, const py::dict&, const py::object&,
                     const std::optional<Array<float>>&, int>(),
-           py::arg("config"), py::arg("tensors"), py::arg("items").noconvert(),
-           py::arg("bias").noconvert(), py::arg("threads") = 0)
+           py::arg("config"), py::arg("tensors"), py::arg("items"), py::arg("bias").noconvert(),
+           py::arg("threads") = 0)
       .def_property_readonly("window",
                              [](const BoundEngine& e) { return e.get().encoder().window(); })
       .def_property_readonly("state_size",

@@ -12,7 +12,8 @@ namespace seqrec {
 
 class BoundEngine {
  public:
-  BoundEngine(const py::dict& config, const py::dict& weights, const Array<float>& items,
+  /// Tables of items are float32 arrays or BoundItems; those of `items` hold the same bias.
+  BoundEngine(const py::dict& config, const py::dict& weights, const py::object& items,
               const std::optional<Array<float>>& bias, int threads);
 
   const Engine& get() const { return *engine_; }

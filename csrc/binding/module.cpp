@@ -74,6 +74,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   seqrec::bind_cross_entropy(m);
   seqrec::bind_dropout(m);
   seqrec::bind_embedding(m);
+  seqrec::bind_item_table(m);
   seqrec::bind_engine(m);
   seqrec::bind_feed_forward(m);
   seqrec::bind_layer_norm(m);

@@ -10,6 +10,7 @@
 #include "base/offsets.h"
 #include "base/thread_pool.h"
 #include "binding/binding.h"
+#include "binding/item_table.h"
 #include "ops/topk_int8.h"
 
 namespace seqrec {
@@ -43,19 +44,18 @@ void check_threads(int threads) {
   }
 }
 
-py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& items,
-                           const std::optional<Array<float>>& bias,
-                           const std::optional<Array<std::int32_t>>& seen_values,
-                           const std::optional<Array<std::int64_t>>& seen_offsets,
-                           const std::optional<Array<std::uint8_t>>& blocked, std::int64_t k,
-                           int threads, const Int8Table* table_of_bytes) {
-  if (queries.ndim() != 2 || items.ndim() != 2) refuse("queries, items: expected two dimensions");
-  TopkProblem p{};
+using Floats = std::optional<Array<float>>;
+using Values = std::optional<Array<std::int32_t>>;
+using Offsets = std::optional<Array<std::int64_t>>;
+using Mask = std::optional<Array<std::uint8_t>>;
+
+/// The best items of a problem that says where they lie; `bytes`, if not null, is how to scan them.
+py::tuple solve(TopkProblem p, const Array<float>& queries, const Values& seen_values,
+                const Offsets& seen_offsets, const Mask& blocked, std::int64_t k, int threads,
+                const Int8Items* bytes) {
+  if (queries.ndim() != 2) refuse("queries: expected two dimensions");
   p.queries = queries.data();
-  p.items = items.data();
   p.num_queries = queries.shape(0);
-  p.num_items = items.shape(0);
-  p.dim = items.shape(1);
   p.k = k;
   if (queries.shape(1) != p.dim) {
     refuse("queries: expected " + text(p.dim) + " columns like items, found " +
@@ -65,12 +65,6 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
   check_count(p.num_items);
   if (k < 1) refuse("k: expected at least 1, found " + text(k));
   check_threads(threads);
-  if (bias) {
-    if (bias->ndim() != 1 || bias->shape(0) != p.num_items) {
-      refuse("bias: expected one number an item (" + text(p.num_items) + ")");
-    }
-    p.bias = bias->data();
-  }
   if (blocked) {
     if (blocked->ndim() != 1 || blocked->shape(0) != p.num_items) {
       refuse("blocked: expected one flag an item (" + text(p.num_items) + ")");
@@ -89,11 +83,6 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
     check_seen(p.seen, seen_values->shape(0), p.num_items);
     if (seen_values->shape(0) == 0) p.seen = {};
   }
-  if (table_of_bytes != nullptr &&
-      (table_of_bytes->num_items() != p.num_items || table_of_bytes->dim() != p.dim ||
-       table_of_bytes->has_bias() != (p.bias != nullptr))) {
-    refuse("table: made from other items");
-  }
   const KernelTable& table = kernels();
   Array<float> scores({p.num_queries, k});
   Array<std::int64_t> ids({p.num_queries, k});
@@ -102,13 +91,53 @@ py::tuple bound_score_topk(const Array<float>& queries, const Array<float>& item
   {
     const ReleasedLock release;
     const int limit = thread_count(threads);
-    if (table_of_bytes != nullptr) {
-      score_topk_int8(p, *table_of_bytes, limit, table, out_scores, out_ids);
+    if (bytes != nullptr) {
+      score_topk_int8(p, *bytes, limit, table, out_scores, out_ids);
     } else {
       score_topk(p, limit, table, out_scores, out_ids);
     }
   }
   return py::make_tuple(std::move(scores), std::move(ids));
+}
+
+py::tuple search_floats(const Array<float>& queries, const Array<float>& items, const Floats& bias,
+                        const Values& seen_values, const Offsets& seen_offsets, const Mask& blocked,
+                        std::int64_t k, int threads, const Int8Table* table) {
+  if (queries.ndim() != 2 || items.ndim() != 2) refuse("queries, items: expected two dimensions");
+  TopkProblem p{};
+  p.items = items.data();
+  p.num_items = items.shape(0);
+  p.dim = items.shape(1);
+  if (bias) {
+    if (bias->ndim() != 1 || bias->shape(0) != p.num_items) {
+      refuse("bias: expected one number an item (" + text(p.num_items) + ")");
+    }
+    p.bias = bias->data();
+  }
+  if (table == nullptr) {
+    return solve(p, queries, seen_values, seen_offsets, blocked, k, threads, nullptr);
+  }
+  if (table->num_items() != p.num_items || table->dim() != p.dim ||
+      table->has_bias() != (p.bias != nullptr)) {
+    refuse("table: made from other items");
+  }
+  const Int8Items bytes = table->view();
+  return solve(p, queries, seen_values, seen_offsets, blocked, k, threads, &bytes);
+}
+
+py::tuple search_table(const Array<float>& queries, const BoundItems& items,
+                       const Values& seen_values, const Offsets& seen_offsets, const Mask& blocked,
+                       std::int64_t k, int threads) {
+  TopkProblem p{};
+  p.items = items.rows();
+  p.bias = items.bias();
+  p.num_items = items.num_items();
+  p.dim = items.dim();
+  if (!items.bounds()) {
+    return solve(p, queries, seen_values, seen_offsets, blocked, k, threads, nullptr);
+  }
+  const Int8Items bytes = items.bounds()->view();
+  return solve(p, queries, seen_values, seen_offsets, blocked, k, threads, &bytes);
 }
 
 std::unique_ptr<Int8Table> make_table(const Array<float>& items,
@@ -134,11 +163,13 @@ std::unique_ptr<Int8Table> make_table(const Array<float>& items,
 }  // namespace
 
 void bind_topk(py::module_& m) {
-  m.def("score_topk", &bound_score_topk, py::arg("queries").noconvert(),
-        py::arg("items").noconvert(), py::arg("bias").noconvert(),
+  m.def("score_topk", &search_floats, py::arg("queries").noconvert(), py::arg("items").noconvert(),
+        py::arg("bias").noconvert(), py::arg("seen_values").noconvert(),
+        py::arg("seen_offsets").noconvert(), py::arg("blocked").noconvert(), py::arg("k"),
+        py::arg("threads") = 0, py::arg("table") = nullptr);
+  m.def("score_topk_table", &search_table, py::arg("queries").noconvert(), py::arg("items"),
         py::arg("seen_values").noconvert(), py::arg("seen_offsets").noconvert(),
-        py::arg("blocked").noconvert(), py::arg("k"), py::arg("threads") = 0,
-        py::arg("table") = nullptr);
+        py::arg("blocked").noconvert(), py::arg("k"), py::arg("threads") = 0);
   py::class_<Int8Table>(m, "Int8Table")
       .def(py::init(&make_table), py::arg("items").noconvert(), py::arg("bias").noconvert(),
            py::arg("threads") = 0)

@@ -18,9 +18,10 @@ struct Exclusions {
 /// A model ready to serve. It never changes, so that any number of threads may share it.
 class Engine {
  public:
-  /// `items` [num_items, dim] and `bias` [num_items] or null are read where they lie.
-  Engine(std::unique_ptr<Encoder> encoder, const float* items, const float* bias, int threads,
-         const KernelTable& table);
+  /// `items` [num_items, dim] and `bias` [num_items] or null are read where they lie; `bounds` are
+  /// those of items that are bytes, else null.
+  Engine(std::unique_ptr<Encoder> encoder, const ItemRows& items, const float* bias,
+         std::shared_ptr<const ByteItemBounds> bounds, int threads, const KernelTable& table);
 
   const Encoder& encoder() const { return *encoder_; }
 
@@ -34,13 +35,17 @@ class Engine {
                  std::int64_t k, int threads, float* scores, std::int64_t* ids) const;
 
   /// Bytes beside the tensors that were given.
-  std::size_t table_bytes() const { return bytes_ ? bytes_->bytes() : 0; }
+  std::size_t table_bytes() const {
+    return (bytes_ ? bytes_->bytes() : 0) + (bounds_ ? bounds_->bytes() : 0);
+  }
 
  private:
   std::unique_ptr<Encoder> encoder_;
-  const float *items_, *bias_;
+  ItemRows items_;
+  const float* bias_;
   const KernelTable& table_;
   std::unique_ptr<Int8Table> bytes_;
+  std::shared_ptr<const ByteItemBounds> bounds_;
 };
 
 }  // namespace seqrec

@@ -12,13 +12,15 @@ namespace {
 
 // Rows of a batch of single steps: their inputs and sums stay in the second-level cache.
 constexpr std::int64_t kStepRows = 128;
+// Items whose products are made together: whole tiles of every cell and instruction set.
+constexpr std::int64_t kFoldedRows = 240;
 
 }  // namespace
 
 RecurrentEncoder::RecurrentEncoder(const RecurrentConfig& config, const Tensors& tensors,
                                    const KernelTable& table)
     : Encoder(config.num_items, config.dim, 0, config.unit, table), config_(config) {
-  embedding_ = tensors.at("item_embedding.weight", config.num_items * config.dim);
+  embedding_ = tensors.rows("item_embedding.weight", config.num_items * config.dim);
   const std::int64_t hidden = config.hidden, rows = recurrent_gates(config.cell) * hidden;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const std::string end = "_l" + std::to_string(layer);
@@ -43,8 +45,13 @@ RecurrentEncoder::RecurrentEncoder(const RecurrentConfig& config, const Tensors&
   if (config.num_items * size * std::int64_t{sizeof(float)} <= kMostFoldedBytes) {
     starts_ = AlignedBuffer<float>(static_cast<std::size_t>(config.num_items * size));
     advise_huge_pages(starts_.data(), static_cast<std::int64_t>(starts_.size() * sizeof(float)));
-    table.recurrent->project(first.problem, first.packed.data(), embedding_, config.num_items,
-                             starts_.data());
+    Scratch<float> rows(std::min(config.num_items, kFoldedRows) * config.dim);
+    for (std::int64_t item = 0; item < config.num_items; item += kFoldedRows) {
+      const std::int64_t some = std::min(kFoldedRows, config.num_items - item);
+      table.topk->widen(embedding_, config.dim, nullptr, item, some, rows.data());
+      table.recurrent->project(first.problem, first.packed.data(), rows.data(), some,
+                               starts_.data() + item * size);
+    }
   }
   projection_ = pack_linear(tensors.at("projection.weight", config.dim * hidden), hidden, 1,
                             config.dim, hidden, tensors.at("projection.bias", config.dim), table);
@@ -70,12 +77,10 @@ void RecurrentEncoder::run(const JaggedView<std::int32_t>& rows, float* const* s
   Scratch<float> gathered(folded ? 0 : tokens * dim);
   Scratch<const float*> starts(folded ? tokens : 0);
   const std::int64_t size = kernels.start_size(layers_.front().problem);
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    if (folded) {
-      starts[t] = starts_.data() + rows.values[t] * size;
-    } else {
-      std::copy_n(embedding_ + rows.values[t] * dim, dim, gathered.data() + t * dim);
-    }
+  if (folded) {
+    for (std::int64_t t = 0; t < tokens; ++t) starts[t] = starts_.data() + rows.values[t] * size;
+  } else {
+    table_.topk->widen(embedding_, dim, rows.values, 0, tokens, gathered.data());
   }
   Scratch<std::int64_t> order(rows.rows);
   for (std::int64_t row = 0; row < rows.rows; ++row) order[row] = row;

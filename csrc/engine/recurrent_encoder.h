@@ -52,7 +52,7 @@ class RecurrentEncoder final : public Encoder {
            int threads) const;
 
   RecurrentConfig config_;
-  const float* embedding_;
+  ItemRows embedding_;
   AlignedBuffer<float> starts_;  // of every item in the first layer; empty where it would be large
   std::vector<Layer> layers_;
   PackedLinear projection_;

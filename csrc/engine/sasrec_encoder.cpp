@@ -24,7 +24,7 @@ SasrecEncoder::SasrecEncoder(const SasrecConfig& config, const Tensors& tensors,
       config_(config) {
   const std::int64_t dim = config.dim, inner = config.inner;
   input_ = {};
-  input_.items = tensors.at("item_embedding.weight", config.num_items * dim);
+  input_.items = tensors.rows("item_embedding.weight", config.num_items * dim);
   input_.positions = tensors.at("position_embedding.weight", config.max_length * dim);
   input_.dim = dim;
   input_.eps = kNormEps;
@@ -86,11 +86,12 @@ void SasrecEncoder::fold_first_block(const Tensors& tensors) {
   }
   const PackedLinear packed = pack_linear(scaled.data(), dim, 1, outputs, dim, nullptr, table_);
   Scratch<float> centred(kFoldedRows * dim), scratch(table_.linear->scratch);
-  const auto fold = [&](const float* rows, std::int64_t count, float* products) {
+  const auto fold = [&](const ItemRows& rows, std::int64_t count, float* products) {
     for (std::int64_t first = 0; first < count; first += kFoldedRows) {
       const std::int64_t some = std::min(kFoldedRows, count - first);
+      table_.topk->widen(rows, dim, nullptr, first, some, centred.data());
       for (std::int64_t row = 0; row < some; ++row) {
-        const float* from = rows + (first + row) * dim;
+        const float* from = centred.data() + row * dim;
         double sum = 0.0;
         for (std::int64_t d = 0; d < dim; ++d) sum += double{from[d]};
         const double mean = sum / static_cast<double>(dim);

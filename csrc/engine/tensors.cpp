@@ -7,11 +7,11 @@
 
 namespace seqrec {
 
-void Tensors::set(const std::string& name, const float* data, std::int64_t size) {
+void Tensors::set(const std::string& name, const ItemRows& data, std::int64_t size) {
   found_[name] = {data, size};
 }
 
-const float* Tensors::at(const std::string& name, std::int64_t size) const {
+const ItemRows& Tensors::rows(const std::string& name, std::int64_t size) const {
   const auto found = found_.find(name);
   if (found == found_.end()) throw std::invalid_argument("tensor " + name + " is missing");
   if (found->second.size != size) {
@@ -19,6 +19,14 @@ const float* Tensors::at(const std::string& name, std::int64_t size) const {
                                 " numbers, found " + std::to_string(found->second.size));
   }
   return found->second.data;
+}
+
+const float* Tensors::at(const std::string& name, std::int64_t size) const {
+  const ItemRows& found = rows(name, size);
+  if (found.floats == nullptr && size > 0) {
+    throw std::invalid_argument("tensor " + name + ": expected float32");
+  }
+  return found.floats;
 }
 
 void multiply(const PackedLinear& layer, const float* x, std::int64_t x_stride, std::int64_t rows,

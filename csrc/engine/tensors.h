@@ -6,23 +6,28 @@
 #include <string>
 #include <unordered_map>
 
+#include "base/item_rows.h"
 #include "isa/kernel_table.h"
 #include "ops/linear.h"
 
 namespace seqrec {
 
-/// Seen, not owned: dense float32 arrays under the names of the torch model's state.
+/// Seen, not owned: dense arrays under the names of the torch model's state, float32 but for tables
+/// of items, which may be of fewer bits.
 class Tensors {
  public:
-  void set(const std::string& name, const float* data, std::int64_t size);
+  void set(const std::string& name, const ItemRows& data, std::int64_t size);
   bool has(const std::string& name) const { return found_.count(name) != 0; }
 
-  /// The tensor; throws std::invalid_argument where it is missing or has another size.
+  /// The table; throws std::invalid_argument where it is missing or has another size.
+  const ItemRows& rows(const std::string& name, std::int64_t size) const;
+
+  /// The tensor; throws std::invalid_argument also where it is not float32.
   const float* at(const std::string& name, std::int64_t size) const;
 
  private:
   struct Entry {
-    const float* data;
+    ItemRows data;
     std::int64_t size;
   };
   std::unordered_map<std::string, Entry> found_;

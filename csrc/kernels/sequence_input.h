@@ -10,6 +10,7 @@
 #pragma once
 
 #include "base/over_row.h"
+#include "kernels/item_rows.h"
 #include "kernels/sequence_input_types.h"
 
 namespace seqrec {
@@ -21,15 +22,34 @@ struct SequenceInputRows {
 
   static void rows(const SequenceInput& p, const std::int32_t* ids, const std::int64_t* positions,
                    std::int64_t count, float* x, float* products) {
+    with_item_form(p.items, [&](auto form) {
+      rows_of<decltype(form)>(p, ids, positions, count, x, products);
+    });
+  }
+
+  /// Vectors of an item, in the way of over_row.
+  template <typename Item>
+  static SEQREC_INLINE F item_part(const Item& item, std::int64_t d, const WholeVector<W>&) {
+    return item.template get<W>(d);
+  }
+  template <typename Item>
+  static SEQREC_INLINE F item_part(const Item& item, std::int64_t d, const PartOfVector<W>& part) {
+    return item.template first<W>(d, part.count);
+  }
+
+  template <typename Item>
+  static SEQREC_NOINLINE void rows_of(const SequenceInput& p, const std::int32_t* ids,
+                                      const std::int64_t* positions, std::int64_t count, float* x,
+                                      float* products) {
     const float share = 1.0f / static_cast<float>(p.dim);
     for (std::int64_t t = 0; t < count; ++t) {
-      if (t + 2 < count) fetch(p, ids[t + 2], products != nullptr);
+      if (t + 2 < count) fetch<Item>(p, ids[t + 2], products != nullptr);
       float* row = x + t * p.dim;
-      const float* item = p.items + ids[t] * p.dim;
+      const Item item = Item::of(p.items, ids[t], p.dim);
       const float* position = p.positions + positions[t] * p.dim;
       F total{};
       over_row<W>(p.dim, [&](std::int64_t d, auto part) {
-        const F sum = part.get(item + d) + part.get(position + d);
+        const F sum = item_part(item, d, part) + part.get(position + d);
         part.put(row + d, sum);
         total += sum;
       });
@@ -54,8 +74,9 @@ struct SequenceInputRows {
   }
 
   /// Rows of the tables lie anywhere, which no processor foresees.
+  template <typename Item>
   static SEQREC_INLINE void fetch(const SequenceInput& p, std::int64_t id, bool products) {
-    for (std::int64_t d = 0; d < p.dim; d += 16) __builtin_prefetch(p.items + id * p.dim + d);
+    Item::fetch(p.items, id, p.dim);
     for (std::int64_t j = 0; products && j < p.outputs; j += 16) {
       __builtin_prefetch(p.item_products + id * p.outputs + j);
     }

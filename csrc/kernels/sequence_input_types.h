@@ -4,12 +4,14 @@
 
 #include <cstdint>
 
+#include "base/item_rows.h"
+
 namespace seqrec {
 
 /// x = item + position, and, where the products are given, W norm(x) + b of a layer norm and a
 /// linear layer that follow.
 struct SequenceInput {
-  const float* items;      // [num_items, dim]
+  ItemRows items;          // [num_items, dim]
   const float* positions;  // [max_length, dim]
   std::int64_t dim;
   float eps;

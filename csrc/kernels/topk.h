@@ -11,6 +11,9 @@
 // * many queries: queries in the lanes, packed once; items are broadcast where they lie;
 // * up to kFewQueries: dimensions in the lanes, items read once in the order of memory
 //   (topk_rows.h, which also says in which one order every score is summed).
+//
+// A table of fewer bits is widened: for many queries a chunk at a time, into memory that stays in
+// the second-level cache; for a few queries in registers.
 #pragma once
 
 #include "base/simd.h"
@@ -25,7 +28,6 @@ struct Topk : TopkRows<W> {
   using typename TopkRows<W>::Rows;
   using TopkRows<W>::import_bounds;
   using TopkRows<W>::push;
-  using TopkRows<W>::scan_few;
   using TopkRows<W>::shrink;
   using F = Floats<W>;
   using M = Mask<W>;
@@ -45,6 +47,11 @@ struct Topk : TopkRows<W> {
   static std::int64_t chunk_rows(std::int64_t dim) {
     const std::int64_t rows = kChunkFloats / dim / kChunkStep * kChunkStep;
     return rows < kChunkStep ? kChunkStep : rows > 1920 ? 1920 : rows;
+  }
+
+  static std::int64_t widened_rows(std::int64_t dim) {
+    const std::int64_t rows = chunk_rows(dim) / 2 / kChunkStep * kChunkStep;
+    return rows < kChunkStep ? kChunkStep : rows;
   }
 
   // ------------------------------------------------------------------------------ begin
@@ -287,7 +294,8 @@ struct Topk : TopkRows<W> {
     std::int64_t row = 0;
     // The first pass over a chunk asks for the next one: across the rows of a tile, the order of
     // memory is hidden from the prefetchers.
-    const float* next = q0 == 0 && rows.ids == nullptr ? rows.data + rows.count * p.dim : nullptr;
+    const bool in_place = rows.data != s.rows;
+    const float* next = q0 == 0 && in_place ? rows.data + rows.count * p.dim : nullptr;
     for (; row + IR <= rows.count; row += IR) {
       if (next) {
         for (std::int64_t d = 0; d < IR * p.dim; d += 16) __builtin_prefetch(next + d, 0, 2);
@@ -339,19 +347,26 @@ struct Topk : TopkRows<W> {
     for (std::int64_t from = begin; from < end; from = to) {
       // A short first chunk, as long as all scores are kept.
       const bool first = from == 0 && s.num_queries > kFewQueries;
-      const std::int64_t most = chunk_rows(p.dim);
+      // Widened rows lie in the second-level cache beside the queries and less predictably.
+      const std::int64_t most = p.items.floats ? chunk_rows(p.dim) : widened_rows(p.dim);
       const std::int64_t step = first && most > kTopkFirst ? kTopkFirst : most;
       to = from + step < end ? from + step : end;
       if (s.shared_bound) import_bounds(s);
-      Rows rows = {p.items + from * p.dim, p.bias ? p.bias + from : nullptr, nullptr,
+      Rows rows = {nullptr, p.bias ? p.bias + from : nullptr, nullptr,
                    static_cast<std::int32_t>(from), to - from};
+      if (p.blocked) list_open(p, s, from, to, rows);
+      if (rows.count == 0) continue;
       if (s.num_queries <= kFewQueries) {
-        if (p.blocked) list_open(p, s, from, to, rows);
-        scan_few(p, s, rows);
+        with_item_form(p.items, [&](auto form) {
+          TopkRows<W>::template scan_few<decltype(form)>(p, s, rows);
+        });
         continue;
       }
-      if (p.blocked) gather_open(p, s, from, to, rows);
-      if (rows.count == 0) continue;
+      if (p.items.floats && rows.ids == nullptr) {
+        rows.data = p.items.floats + from * p.dim;
+      } else {
+        lay_out(p, s, rows);
+      }
       scan_many(p, s, rows, copy_tail(p, s, rows));
     }
   }
@@ -367,19 +382,13 @@ struct Topk : TopkRows<W> {
     if (open < to - from) rows = {nullptr, nullptr, s.row_ids, 0, open};
   }
 
-  /// Lays the rows that are not blocked side by side, if any is blocked.
-  static void gather_open(const TopkProblem& p, TopkState& s, std::int64_t from, std::int64_t to,
-                          Rows& rows) {
-    list_open(p, s, from, to, rows);
-    if (rows.ids == nullptr) return;
-    const std::int64_t open = rows.count;
-    for (std::int64_t i = 0; i < open; ++i) {
-      const std::int64_t id = s.row_ids[i];
-      __builtin_memcpy(s.rows + i * p.dim, p.items + id * p.dim,
-                       static_cast<std::size_t>(p.dim) * sizeof(float));
-      if (p.bias) s.row_bias[i] = p.bias[id];
-    }
-    rows = {s.rows, p.bias ? s.row_bias : nullptr, s.row_ids, 0, open};
+  /// Lays the rows side by side as float32.
+  static SEQREC_NOINLINE void lay_out(const TopkProblem& p, TopkState& s, Rows& rows) {
+    WidenRows<W>::widen(p.items, p.dim, rows.ids, rows.first, rows.count, s.rows);
+    rows.data = s.rows;
+    if (p.bias == nullptr || rows.ids == nullptr) return;
+    for (std::int64_t i = 0; i < rows.count; ++i) s.row_bias[i] = p.bias[rows.ids[i]];
+    rows.bias = s.row_bias;
   }
 
   /// A copy of the last rows of a chunk, with room for whole tiles after them.
@@ -392,14 +401,10 @@ struct Topk : TopkRows<W> {
     if (rows.data != s.rows) {
       const std::size_t size = static_cast<std::size_t>((rows.count - start) * p.dim);
       __builtin_memcpy(tail, rows.data + start * p.dim, size * sizeof(float));
-      if (rows.bias) {
-        for (std::int64_t i = start; i < rows.count; ++i) s.row_bias[i] = rows.bias[i];
-      }
     }
     for (std::int64_t i = 0; i < kTopkRowPad * p.dim; ++i) {
       s.rows[rows.count * p.dim + i] = 0.0f;
     }
-    for (std::int64_t i = 0; i < kTopkRowPad; ++i) s.row_bias[rows.count + i] = 0.0f;
     return tail;
   }
 };

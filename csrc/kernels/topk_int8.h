@@ -9,8 +9,9 @@
 //
 // The scan reads a quarter of the memory of float32 and keeps every item whose upper bound reaches
 // the k-th best lower bound met so far: whatever it drops has k items above it for certain. Those
-// few that are left in the end are scored again from the float32 rows in the order of summation of
-// topk_rows.h, so that scores, ties and items are those of the float32 scan, bit for bit.
+// few that are left in the end are scored again from the rows themselves, whatever their form, in
+// the order of summation of topk_rows.h, so that scores, ties and items are those of the float32
+// scan, bit for bit. Rows that are bytes need no table beside them (topk_int8_blocks.h).
 //
 // The first thousands of items are scanned without a threshold (`open`): all their bounds are kept,
 // and the k-th best of the lower ones, taken as the maxima of cells of items, is a threshold
@@ -21,6 +22,7 @@
 #pragma once
 
 #include "base/simd_int8.h"
+#include "kernels/topk_int8_blocks.h"
 #include "kernels/topk_rows.h"
 
 namespace seqrec {
@@ -35,9 +37,26 @@ struct TopkInt8 : TopkRows<W> {
   using I = Ints<W>;
 
   static constexpr int kVectors = kInt8Rows / W;  // that hold one number for each item of a block
-  static constexpr std::int64_t kChunkBytes = 16 * 1024;  // scanned for all queries: stays in L1
-
   static constexpr int kChains = 4 / kVectors > 0 ? 4 / kVectors : 1;
+
+  /// Blocks that are scanned for all queries before the next ones are read.
+  ///
+  /// Blocks that have to be laid out: fewer for a few queries, so that reading from memory and
+  /// scanning alternate more often than the processor's own reading ahead comes to rest.
+  static std::int64_t chunk_blocks(const Int8Items& t, const TopkState& s) {
+    const bool often = t.blocks == nullptr && s.num_queries <= kInt8OpeningQueries;
+    const std::int64_t blocks = (often ? kInt8ChunkBytes / 4 : kInt8ChunkBytes) / t.block_bytes;
+    return blocks > 0 ? blocks : 1;
+  }
+
+  /// Where the blocks first .. end, at most one chunk, lie.
+  static SEQREC_INLINE const std::uint8_t* blocks_at(const TopkProblem& p, const Int8Items& t,
+                                                     const TopkState& s, std::int64_t first,
+                                                     std::int64_t end) {
+    if (t.blocks) return t.blocks + first * t.block_bytes;
+    TopkInt8Blocks<W>::lay_out(p, t, first, end, s.blocks);
+    return s.blocks;
+  }
 
   // ------------------------------------------------------------------------------ bounds
 
@@ -116,11 +135,12 @@ struct TopkInt8 : TopkRows<W> {
                                    const Int8Query* queries, std::int64_t q, std::int64_t count,
                                    std::int64_t first, std::int64_t end) {
     const std::int64_t stride = cell_stride(end - first, p.k);
-    const std::int64_t step = kChunkBytes / t.block_bytes > 0 ? kChunkBytes / t.block_bytes : 1;
+    const std::int64_t step = chunk_blocks(t, s);
     for (std::int64_t from = first; from < end; from += step) {
       const std::int64_t to = from + step < end ? from + step : end;
+      const std::uint8_t* blocks = blocks_at(p, t, s, from, to);
       for (std::int64_t i = 0; i < count; ++i) {
-        open_chunk<kVnni, kBias, kQuads>(p, t, s, queries[q + i], q + i,
+        open_chunk<kVnni, kBias, kQuads>(p, t, s, queries[q + i], q + i, blocks,
                                          s.opening + 2 * i * kInt8Opening, stride, first, from, to);
       }
     }
@@ -135,7 +155,8 @@ struct TopkInt8 : TopkRows<W> {
   /// Keeps the upper bounds of the blocks from .. to, and raises the cells to their lower bounds.
   template <bool kVnni, bool kBias, std::int64_t kQuads>
   static SEQREC_NOINLINE void open_chunk(const TopkProblem& p, const Int8Items& t, TopkState& s,
-                                         const Int8Query& given, std::int64_t q, float* kept,
+                                         const Int8Query& given, std::int64_t q,
+                                         const std::uint8_t* block, float* kept,
                                          std::int64_t stride, std::int64_t first, std::int64_t from,
                                          std::int64_t to) {
     const std::int64_t quads = kQuads > 0 ? kQuads : t.quads;
@@ -145,7 +166,6 @@ struct TopkInt8 : TopkRows<W> {
     const bool hides = p.blocked != nullptr || p.seen.values != nullptr;
     const std::int64_t whole = p.num_items / kInt8Rows;
     std::int64_t at = (from - first) % stride;
-    const std::uint8_t* block = t.blocks + from * t.block_bytes;
     float* cells = kept + kInt8Opening;
     for (std::int64_t b = from; b < to; ++b, block += bytes) {
       const Int8Bounds& bounds = t.bounds[b];
@@ -214,8 +234,14 @@ struct TopkInt8 : TopkRows<W> {
     }
     for (std::int64_t b = 0; b < blocks; ++b) {
       if (__builtin_expect(hits[b] == 0, 1)) continue;
-      const std::uint8_t* block = t.blocks + (first + b) * t.block_bytes;
-      const float* scale = reinterpret_cast<const float*>(block + t.quads * kInt8Rows * 4);
+      float laid_out[kInt8Rows * 2];
+      const float* scale = laid_out;
+      if (t.blocks) {
+        const std::uint8_t* block = t.blocks + (first + b) * t.block_bytes;
+        scale = reinterpret_cast<const float*>(block + t.quads * kInt8Rows * 4);
+      } else {
+        TopkInt8Blocks<W>::scales_of(p, t, first + b, laid_out);
+      }
       const float slack = kBias ? query.slack + t.bounds[first + b].bias_slack : query.slack;
       collect(p, s, q, first + b, hits[b], kept + b * kInt8Rows, scale,
               margin_of(t.bounds[first + b], query), slack);
@@ -228,10 +254,10 @@ struct TopkInt8 : TopkRows<W> {
   template <bool kVnni, bool kBias, std::int64_t kQuads>
   static SEQREC_NOINLINE void scan_blocks(const TopkProblem& p, const Int8Items& t, TopkState& s,
                                           const Int8Query& query, std::int64_t q,
-                                          std::int64_t first, std::int64_t end) {
+                                          const std::uint8_t* block, std::int64_t first,
+                                          std::int64_t end) {
     const std::int64_t quads = kQuads > 0 ? kQuads : t.quads;
     const Factors<kQuads> factors(query);
-    const std::uint8_t* block = t.blocks + first * t.block_bytes;
     for (std::int64_t b = first; b < end; ++b, block += t.block_bytes) {
       const Int8Bounds& bounds = t.bounds[b];
       const float margin = margin_of(bounds, query);
@@ -353,19 +379,23 @@ struct TopkInt8 : TopkRows<W> {
 
   /// Replaces the lower bounds by the scores; scores that are NaN or -inf are dropped.
   static void score_exactly(const TopkProblem& p, TopkState& s, std::int64_t q) {
+    with_item_form(p.items, [&](auto form) { score_items<decltype(form)>(p, s, q); });
+  }
+
+  template <typename Item>
+  static SEQREC_NOINLINE void score_items(const TopkProblem& p, TopkState& s, std::int64_t q) {
     const std::int64_t at = q * s.capacity, n = s.count[q];
     const float* const query[1] = {p.queries + (s.first_query + q) * p.dim};
     std::int64_t kept = 0;
     for (std::int64_t i = 0; i < n; i += kRowItems) {
       constexpr std::int64_t kAhead = 2 * kRowItems;
       for (std::int64_t next = i + kAhead; next < n && next < i + kAhead + kRowItems; ++next) {
-        const float* item = p.items + std::int64_t{s.ids[at + next]} * p.dim;
-        for (std::int64_t d = 0; d < p.dim; d += 16) __builtin_prefetch(item + d);
+        Item::fetch(p.items, s.ids[at + next], p.dim);
       }
-      ScatteredItems items;
+      ScatteredItems<Item> items;
       for (int r = 0; r < kRowItems; ++r) {
         const std::int64_t place = i + r < n ? i + r : n - 1;
-        items.item[r] = p.items + std::int64_t{s.ids[at + place]} * p.dim;
+        items.item[r] = Item::of(p.items, s.ids[at + place], p.dim);
       }
       V vectors[1][P];
       TopkRows<W>::template multiply_items<1, 0>(query, items, p.dim, vectors);
@@ -390,12 +420,13 @@ struct TopkInt8 : TopkRows<W> {
     const auto with = [&](auto number) {
       constexpr std::int64_t kQuads = decltype(number)::kValue;
       const std::int64_t together = opens ? kInt8OpeningQueries : 1;
+      const std::uint8_t* blocks = opens ? nullptr : blocks_at(p, t, s, first, end);
       for (std::int64_t q = 0; q < s.num_queries; q += together) {
         if (opens) {
           const std::int64_t count = s.num_queries - q < together ? s.num_queries - q : together;
           open<kVnni, kBias, kQuads>(p, t, s, queries, q, count, first, end);
         } else {
-          scan_blocks<kVnni, kBias, kQuads>(p, t, s, queries[q], q, first, end);
+          scan_blocks<kVnni, kBias, kQuads>(p, t, s, queries[q], q, blocks, first, end);
         }
       }
     };
@@ -418,7 +449,7 @@ struct TopkInt8 : TopkRows<W> {
   static void scan_all(const TopkProblem& p, const Int8Items& t, TopkState& s,
                        const Int8Query* queries, std::int64_t first, std::int64_t end) {
     const std::int64_t opening = kInt8Opening / kInt8Rows;
-    const std::int64_t chunk = kChunkBytes / t.block_bytes > 0 ? kChunkBytes / t.block_bytes : 1;
+    const std::int64_t chunk = chunk_blocks(t, s);
     std::int64_t to = first;
     for (std::int64_t from = first; from < end; from = to) {
       if (s.shared_bound) import_exact_bounds(s);

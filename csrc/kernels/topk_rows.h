@@ -17,6 +17,7 @@
 #pragma once
 
 #include "base/simd.h"
+#include "kernels/item_rows.h"
 #include "kernels/topk_candidates.h"
 #include "kernels/topk_types.h"
 
@@ -27,17 +28,19 @@ inline constexpr std::int64_t kChains = 8;
 inline constexpr std::int64_t kBlockDims = 256;
 inline constexpr int kRowItems = 8;
 
-/// Where eight items lie: side by side from `first` on.
+/// Where eight items lie: side by side from row `first` on.
+template <typename Item>
 struct AdjacentItems {
-  const float* first;
-  std::int64_t dim;
-  SEQREC_INLINE const float* operator()(int row) const { return first + row * dim; }
+  const ItemRows& rows;
+  std::int64_t first, dim;
+  SEQREC_INLINE Item operator()(int row) const { return Item::of(rows, first + row, dim); }
 };
 
 /// Where eight items lie: anywhere.
+template <typename Item>
 struct ScatteredItems {
-  const float* item[kRowItems];
-  SEQREC_INLINE const float* operator()(int row) const { return item[row]; }
+  Item item[kRowItems];
+  SEQREC_INLINE Item operator()(int row) const { return item[row]; }
 };
 
 template <int W>
@@ -55,8 +58,8 @@ struct TopkRows : TopkCandidates<W> {
   ///
   /// One item after the other: memory is read in the order in which it lies, which prefetchers
   /// need. The next items' chains run beside this one's, as the processor reorders them.
-  template <int QR>
-  static SEQREC_INLINE void chain_item(const float* const (&query)[QR], const float* item,
+  template <int QR, typename Item>
+  static SEQREC_INLINE void chain_item(const float* const (&query)[QR], const Item& item,
                                        std::int64_t from, std::int64_t to, V (&chain)[QR][P]) {
     const std::int64_t whole = from + (to - from) / kChains * kChains;
     for (int q = 0; q < QR; ++q) {
@@ -67,14 +70,14 @@ struct TopkRows : TopkCandidates<W> {
 #endif
     for (std::int64_t d = from; d < whole; d += kChains) {
       for (int p = 0; p < P; ++p) {
-        const V values = load<L>(item + d + p * L);
+        const V values = item.template get<L>(d + p * L);
         for (int q = 0; q < QR; ++q) chain[q][p] += load<L>(query[q] + d + p * L) * values;
       }
     }
     // Beyond the end lies another item or nothing: only what belongs to this one is read.
     for (int p = 0; p < P && whole + p * L < to; ++p) {
       const std::int64_t left = to - whole - p * L;
-      const V values = load_first<L>(item + whole + p * L, left < L ? left : L);
+      const V values = item.template first<L>(whole + p * L, left < L ? left : L);
       for (int q = 0; q < QR; ++q) {
         chain[q][p] += load_first<L>(query[q] + whole + p * L, left < L ? left : L) * values;
       }
@@ -100,6 +103,9 @@ struct TopkRows : TopkCandidates<W> {
   static SEQREC_INLINE void multiply_items(const float* const (&query)[QR], const Items& items,
                                            std::int64_t any_dim, V (&score)[QR][P]) {
     const std::int64_t dim = kDim > 0 ? kDim : any_dim;
+    for (int q = 0; q < QR; ++q) {
+      for (int p = 0; p < P; ++p) score[q][p] = V{};
+    }
     std::int64_t from = 0;
     do {
       const std::int64_t to = from + kBlockDims < dim ? from + kBlockDims : dim;
@@ -162,62 +168,61 @@ struct TopkRows : TopkCandidates<W> {
   }
 
   /// The items that `rows` names, or rows.first and the following ones.
-  template <int QR, std::int64_t kDim>
+  template <int QR, std::int64_t kDim, typename Item>
   static SEQREC_NOINLINE void scan_rows(const TopkProblem& p, TopkState& s, std::int64_t q0,
                                         const Rows& rows) {
     const float* query[QR];
     for (int q = 0; q < QR; ++q) query[q] = p.queries + (s.first_query + q0 + q) * p.dim;
+    const ItemRows table = p.items;
     std::int64_t row = 0;
     if (rows.ids == nullptr) {
-      const float* data = p.items + rows.first * p.dim;
       const std::int64_t dim = kDim > 0 ? kDim : p.dim;
       for (; row + kRowItems <= rows.count; row += kRowItems) {
-        const AdjacentItems items = {data + row * dim, dim};
+        const AdjacentItems<Item> items = {table, rows.first + row, dim};
         scan_items<QR, kDim>(p, s, q0, query, rows, items, row, kRowItems);
       }
     }
     for (; row < rows.count; row += kRowItems) {
-      ScatteredItems items;
+      ScatteredItems<Item> items;
       for (int r = 0; r < kRowItems; ++r) {
         const std::int64_t at = row + r < rows.count ? row + r : rows.count - 1;
-        items.item[r] = p.items + std::int64_t{rows.id(at)} * p.dim;
+        items.item[r] = Item::of(table, rows.id(at), p.dim);
       }
       const std::int64_t left = rows.count - row;
       scan_items<QR, 0>(p, s, q0, query, rows, items, row, left < kRowItems ? left : kRowItems);
     }
   }
 
-  template <int QR>
+  /// Bytes come here only for queries that their bounds do not hold for: one form is enough.
+  template <int QR, typename Item>
   static void scan_rows_of(const TopkProblem& p, TopkState& s, std::int64_t q0, const Rows& rows) {
-    switch (p.dim) {
-      case 64:
-        return scan_rows<QR, 64>(p, s, q0, rows);
-      case 128:
-        return scan_rows<QR, 128>(p, s, q0, rows);
-      default:
-        return scan_rows<QR, 0>(p, s, q0, rows);
+    if constexpr (!Item::kScaled) {
+      if (p.dim == 64) return scan_rows<QR, 64, Item>(p, s, q0, rows);
+      if (p.dim == 128) return scan_rows<QR, 128, Item>(p, s, q0, rows);
     }
+    scan_rows<QR, 0, Item>(p, s, q0, rows);
   }
 
   /// A chunk of items for all queries of the state, up to kRowQueries at a time.
+  template <typename Item>
   static void scan_few(const TopkProblem& p, TopkState& s, const Rows& rows) {
     for (std::int64_t q = 0; q < s.num_queries;) {
       const std::int64_t left = s.num_queries - q;
       switch (left) {
         case 1:
-          scan_rows_of<1>(p, s, q, rows);
+          scan_rows_of<1, Item>(p, s, q, rows);
           return;
         case 2:
-          scan_rows_of<2>(p, s, q, rows);
+          scan_rows_of<2, Item>(p, s, q, rows);
           return;
         case 3:
         case 6:
         case 5:
-          scan_rows_of<3>(p, s, q, rows);
+          scan_rows_of<3, Item>(p, s, q, rows);
           q += 3;
           break;
         default:
-          scan_rows_of<4>(p, s, q, rows);
+          scan_rows_of<4, Item>(p, s, q, rows);
           q += 4;
       }
     }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "base/item_rows.h"
 #include "base/jagged.h"
 
 namespace seqrec {
@@ -11,7 +12,7 @@ namespace seqrec {
 /// Score every item for every query and keep the best `k`.
 struct TopkProblem {
   const float* queries;           // [num_queries, dim]
-  const float* items;             // [num_items, dim]
+  ItemRows items;                 // [num_items, dim]
   const float* bias;              // [num_items], added to the scores, or null
   const std::uint8_t* blocked;    // [num_items], not 0 = hidden from all queries, or null
   JaggedView<std::int32_t> seen;  // a row a query, ascending: hidden from it; values may be null
@@ -26,14 +27,17 @@ struct TopkProblem {
 /// A block is [quads][kInt8Rows][4] bytes 128 + c, then a scale for each item, then, if the table
 /// has biases, a bias for each item. An item that is not finite or too large to bound has the scale
 /// NaN: it is always a candidate.
+///
+/// Where the items themselves are bytes, there need be no blocks: the scan lays out a few at a time
+/// in memory of its own.
 struct Int8Bounds {
   float norm;        // largest |c| of the block
   float rest;        // largest |r| / scale
   float bias_slack;  // what adding the bias in float32 may round away
-  float unused;
+  float exceptions;  // not 0: an item of the block may be too large to bound
 };
 struct Int8Items {
-  const std::uint8_t* blocks;
+  const std::uint8_t* blocks;  // or null: the items of the problem are bytes
   const Int8Bounds* bounds;
   std::int64_t num_blocks;
   std::int64_t block_bytes;
@@ -51,6 +55,16 @@ struct Int8Query {
 };
 
 inline constexpr std::int64_t kInt8Rows = 16;
+
+// Products of magnitudes below these neither overflow in any order of summation nor, with scales
+// and steps of at least kInt8LeastScale, lose more to underflow than the slack of a query covers.
+inline constexpr float kInt8MostItem = 0x1p60f;
+inline constexpr float kInt8MostQuery = 0x1p50f;
+inline constexpr float kInt8MostBias = 0x1p100f;
+inline constexpr float kInt8LeastScale = 0x1p-100f;
+
+/// Bytes of blocks that are scanned for all queries one after the other: they stay in L1.
+inline constexpr std::int64_t kInt8ChunkBytes = 16 * 1024;
 
 /// Items whose bounds are all kept at first, so that the threshold is a good one at once, and
 /// queries that are opened together.
@@ -73,6 +87,7 @@ struct TopkState {
   float* scores;               // [num_queries, capacity]; in the scan of bytes, lower bounds
   float* upper;                // [num_queries, capacity], upper bounds; only in the scan of bytes
   float* opening;              // [kInt8OpeningFloats]; only in the scan of bytes
+  std::uint8_t* blocks;        // [kInt8ChunkBytes or one block], where the table has none
   std::int32_t* ids;           // [num_queries, capacity]
   std::int64_t* count;         // [num_queries]
   std::int64_t* seen_next;     // [num_queries]: the next of `seen` that the scan can meet
@@ -95,6 +110,9 @@ struct TopkKernels {
                std::int64_t end_item);
   void (*finish)(float* scores, std::int32_t* ids, std::int64_t count, std::int64_t k,
                  float* out_scores, std::int64_t* out_ids);
+  /// out [count, dim] = the rows ids[0], ids[1], … of `items`, or first, first + 1, … without ids.
+  void (*widen)(const ItemRows& items, std::int64_t dim, const std::int32_t* ids,
+                std::int64_t first, std::int64_t count, float* out);
 
   // The scan of bytes. `levels` is the largest |u| of a query that the products allow.
   int (*int8_levels)(bool vnni);

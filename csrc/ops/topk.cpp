@@ -190,7 +190,8 @@ void score_topk(const TopkProblem& problem, int threads, const KernelTable& tabl
   // On one thread: about 30 multiply-adds a nanosecond, or 12 bytes of items.
   const double flops = static_cast<double>(p.num_queries) * static_cast<double>(p.num_items) *
                        static_cast<double>(p.dim);
-  const double bytes = 4.0 * static_cast<double>(p.num_items) * static_cast<double>(p.dim);
+  const double width = p.items.floats != nullptr ? 4.0 : p.items.halves != nullptr ? 2.0 : 1.0;
+  const double bytes = width * static_cast<double>(p.num_items) * static_cast<double>(p.dim);
   const int worth = threads_worth(std::max(flops / 30.0, bytes / 12.0), threads);
 
   Plan plan{p, table, worth, limit, capacity, 1, out_scores, out_ids};

@@ -18,13 +18,6 @@
 namespace seqrec {
 namespace {
 
-// Products of magnitudes below these neither overflow in any order of summation nor, with scales
-// and steps of at least kLeastScale, lose more to underflow than the slack of a query covers.
-constexpr float kMostItem = 0x1p60f;
-constexpr float kMostQuery = 0x1p50f;
-constexpr float kMostBias = 0x1p100f;
-constexpr float kLeastScale = 0x1p-100f;
-
 constexpr std::int64_t kGroupQueries = 64;  // queries scanned together
 constexpr std::int64_t kOwnQueries = 4;     // a thread with this many scans the table for itself
 constexpr std::int64_t kPieces = 8;         // pieces of the table for each thread
@@ -48,7 +41,7 @@ bool has_vnni() {
 
 // ------------------------------------------------------------------------------ the table
 
-Int8Table::Int8Table(const float* items, const float* bias, std::int64_t num_items,
+Int8Table::Int8Table(const ItemRows& items, const float* bias, std::int64_t num_items,
                      std::int64_t dim, int threads)
     : num_items_(num_items), dim_(dim), has_bias_(bias != nullptr) {
   quads_ = (dim + 3) / 4;
@@ -67,24 +60,28 @@ Int8Table::Int8Table(const float* items, const float* bias, std::int64_t num_ite
   });
 }
 
-void Int8Table::fill_block(const float* items, const float* bias, std::int64_t block) {
+void Int8Table::fill_block(const ItemRows& items, const float* bias, std::int64_t block) {
   std::uint8_t* bytes = blocks_.data() + block * block_bytes_;
   float* scales = reinterpret_cast<float*>(bytes + quads_ * 4 * kInt8Rows);
   std::memset(bytes, 128, static_cast<std::size_t>(quads_ * 4 * kInt8Rows));
+  Scratch<float> widened(items.floats != nullptr ? 0 : dim_);
   double norm = 0.0, rest = 0.0;
   float most_bias = 0.0f;
   for (std::int64_t row = 0; row < kInt8Rows; ++row) {
     const std::int64_t id = block * kInt8Rows + row;
     const float b = bias != nullptr && id < num_items_ ? bias[id] : 0.0f;
-    scales[row] = kLeastScale;
+    scales[row] = kInt8LeastScale;
     if (has_bias_) scales[kInt8Rows + row] = b;
     if (id >= num_items_) continue;
-    const float* item = items + id * dim_;
+    const float* item = items.floats != nullptr ? items.floats + id * dim_ : widened.data();
+    if (items.floats == nullptr) {
+      kernels().topk->widen(items, dim_, nullptr, id, 1, widened.data());
+    }
     float most = 0.0f;
-    bool bounded = std::fabs(b) <= kMostBias;
+    bool bounded = std::fabs(b) <= kInt8MostBias;
     for (std::int64_t d = 0; d < dim_; ++d) {
       const float size = std::fabs(item[d]);
-      bounded = bounded && size <= kMostItem;  // false also for NaN
+      bounded = bounded && size <= kInt8MostItem;  // false also for NaN
       most = size > most ? size : most;
     }
     if (!bounded) {
@@ -92,7 +89,7 @@ void Int8Table::fill_block(const float* items, const float* bias, std::int64_t b
       if (has_bias_) scales[kInt8Rows + row] = 0.0f;
       continue;
     }
-    const float scale = std::max(most / 127.0f, kLeastScale);
+    const float scale = std::max(most / 127.0f, kInt8LeastScale);
     const double inverse = 1.0 / double{scale};
     double squares = 0.0, rests = 0.0;
     for (std::int64_t d = 0; d < dim_; ++d) {
@@ -116,6 +113,49 @@ Int8Items Int8Table::view() const {
   return {blocks_.data(), bounds_.data(), num_blocks_, block_bytes_, quads_};
 }
 
+ByteItemBounds::ByteItemBounds(const ItemRows& items, const float* bias, std::int64_t num_items,
+                               std::int64_t dim, int threads) {
+  quads_ = (dim + 3) / 4;
+  block_bytes_ = (quads_ * 4 + (bias != nullptr ? 8 : 4)) * kInt8Rows;
+  num_blocks_ = (num_items + kInt8Rows - 1) / kInt8Rows;
+  bounds_ = AlignedBuffer<Int8Bounds>(static_cast<std::size_t>(num_blocks_));
+  const auto bound = [&](std::int64_t block) {
+    const std::int64_t end = std::min((block + 1) * kInt8Rows, num_items);
+    std::int32_t most = 0;
+    float most_bias = 0.0f, exceptions = 0.0f;
+    for (std::int64_t id = block * kInt8Rows; id < end; ++id) {
+      const std::int8_t* item = items.bytes + id * dim;
+      std::int32_t squares = 0;  // at most 2^14 * kInt8MaxDim
+      for (std::int64_t d = 0; d < dim; ++d) squares += item[d] * item[d];
+      const float scale = items.scales[id], b = bias != nullptr ? std::fabs(bias[id]) : 0.0f;
+      // The same conditions as those of TopkInt8Blocks::except.
+      const bool sized =
+          scale == 0.0f || (scale >= kInt8LeastScale && scale <= kInt8MostItem / 128);
+      if (!sized || !(b <= kInt8MostBias)) {
+        exceptions = 1.0f;
+        continue;
+      }
+      most = std::max(most, squares);
+      most_bias = std::max(most_bias, b);
+    }
+    // Of s c, float32 rounds away at most 2^-24.
+    const double norm = std::sqrt(static_cast<double>(most));
+    bounds_[static_cast<std::size_t>(block)] = {raised(norm), raised(norm * 0x1p-24),
+                                                most_bias * 0x1p-20f, exceptions};
+  };
+  constexpr std::int64_t kShare = 256;  // blocks
+  const std::int64_t shares = (num_blocks_ + kShare - 1) / kShare;
+  const int worth = threads_worth(0.3 * static_cast<double>(num_items * dim), threads);
+  parallel(shares, worth, [&](std::int64_t share) {
+    const std::int64_t last = std::min((share + 1) * kShare, num_blocks_);
+    for (std::int64_t b = share * kShare; b < last; ++b) bound(b);
+  });
+}
+
+Int8Items ByteItemBounds::view() const {
+  return {nullptr, bounds_.data(), num_blocks_, block_bytes_, quads_};
+}
+
 // ------------------------------------------------------------------------------ the search
 
 namespace {
@@ -137,7 +177,7 @@ class Int8Queries {
   /// Whether the bounds hold for a query: false where it is not finite or very large.
   static bool bounded(const float* query, std::int64_t dim) {
     for (std::int64_t d = 0; d < dim; ++d) {
-      if (!(std::fabs(query[d]) <= kMostQuery)) return false;
+      if (!(std::fabs(query[d]) <= kInt8MostQuery)) return false;
     }
     return true;
   }
@@ -146,7 +186,7 @@ class Int8Queries {
   static Int8Query make(const float* query, std::int64_t dim, int levels, std::int32_t* quads) {
     float most = 0.0f;
     for (std::int64_t d = 0; d < dim; ++d) most = std::max(most, std::fabs(query[d]));
-    const float step = std::max(most / static_cast<float>(levels), kLeastScale);
+    const float step = std::max(most / static_cast<float>(levels), kInt8LeastScale);
     double norm = 0.0, rest = 0.0;
     std::int32_t sum = 0;
     for (std::int64_t d = 0; d < dim; ++d) {
@@ -176,10 +216,14 @@ class Int8Queries {
 /// The candidates of one thread.
 class Candidates {
  public:
-  Candidates(std::int64_t queries, std::int64_t capacity, std::int64_t limit, std::int32_t* bound)
+  /// `block_bytes` is the size of a block where the scan has to lay them out, else 0.
+  Candidates(std::int64_t queries, std::int64_t capacity, std::int64_t limit, std::int32_t* bound,
+             std::int64_t block_bytes)
       : floats_(queries * (2 * capacity + 1) + kInt8OpeningFloats),
         ids_(queries * capacity),
-        longs_(queries * 2) {
+        longs_(queries * 2),
+        blocks_(block_bytes > 0 ? std::max(kInt8ChunkBytes, block_bytes) : 0) {
+    state_.blocks = blocks_.data();
     state_.limit = limit;
     state_.capacity = capacity;
     state_.opening = floats_.data();
@@ -199,6 +243,7 @@ class Candidates {
   Scratch<float> floats_;
   Scratch<std::int32_t> ids_;
   Scratch<std::int64_t> longs_;
+  Scratch<std::uint8_t> blocks_;
   TopkState state_{};
 };
 
@@ -211,7 +256,7 @@ void settle(const TopkProblem& p, const KernelTable& table,
   for (const auto& each : work) total += each->state().count[query];
   const std::int64_t room = round_up(std::max<std::int64_t>(total, 1), kTopkPad);
   if (!joined || joined->state().capacity < room) {
-    joined = std::make_unique<Candidates>(1, room, room, nullptr);
+    joined = std::make_unique<Candidates>(1, room, room, nullptr, 0);
   }
   TopkState& s = joined->state();
   s.first_query = first + query;
@@ -255,7 +300,8 @@ void search(const TopkProblem& p, const Int8Items& items, int threads, const Ker
   std::fill_n(bound.data(), bound.size(), std::numeric_limits<std::int32_t>::min());
   std::vector<std::unique_ptr<Candidates>> work(static_cast<std::size_t>(worth));
   for (auto& each : work) {
-    each = std::make_unique<Candidates>(group, capacity, limit, worth > 1 ? bound.data() : nullptr);
+    each = std::make_unique<Candidates>(group, capacity, limit, worth > 1 ? bound.data() : nullptr,
+                                        items.blocks != nullptr ? 0 : items.block_bytes);
   }
   for (std::int64_t first = 0; first < p.num_queries; first += group) {
     const std::int64_t count = std::min(group, p.num_queries - first);
@@ -286,7 +332,7 @@ void search(const TopkProblem& p, const Int8Items& items, int threads, const Ker
 
 }  // namespace
 
-void score_topk_int8(const TopkProblem& problem, const Int8Table& items_as_bytes, int threads,
+void score_topk_int8(const TopkProblem& problem, const Int8Items& items, int threads,
                      const KernelTable& table, float* out_scores, std::int64_t* out_ids) {
   TopkProblem p = problem;
   if (p.num_queries == 0) return;
@@ -295,7 +341,6 @@ void score_topk_int8(const TopkProblem& problem, const Int8Table& items_as_bytes
     seen = sorted_seen(p.seen);
     if (!seen.empty()) p.seen.values = seen.data();
   }
-  const Int8Items items = items_as_bytes.view();
   // Runs of queries whose bounds hold, and of others, which float32 serves.
   for (std::int64_t first = 0, end = 0; first < p.num_queries; first = end) {
     const bool bounded = Int8Queries::bounded(p.queries + first * p.dim, p.dim);

@@ -16,7 +16,7 @@ class Int8Table {
  public:
   /// Reads `items` [num_items, dim <= kInt8MaxDim] and `bias` [num_items] or null, on up to
   /// `threads` threads. Throws std::bad_alloc.
-  Int8Table(const float* items, const float* bias, std::int64_t num_items, std::int64_t dim,
+  Int8Table(const ItemRows& items, const float* bias, std::int64_t num_items, std::int64_t dim,
             int threads);
 
   Int8Items view() const;
@@ -26,7 +26,7 @@ class Int8Table {
   std::size_t bytes() const { return blocks_.size() + bounds_.size() * sizeof(Int8Bounds); }
 
  private:
-  void fill_block(const float* items, const float* bias, std::int64_t block);
+  void fill_block(const ItemRows& items, const float* bias, std::int64_t block);
 
   std::int64_t num_items_, dim_;
   bool has_bias_;
@@ -35,9 +35,27 @@ class Int8Table {
   AlignedBuffer<Int8Bounds> bounds_;
 };
 
-/// What score_topk of ops/topk.h computes, bit for bit, by way of `items_as_bytes`, which was made
-/// from the items and the biases of `problem`. Throws std::bad_alloc.
-void score_topk_int8(const TopkProblem& problem, const Int8Table& items_as_bytes, int threads,
+/// The bounds of items that are bytes themselves: one byte an item beside them.
+class ByteItemBounds {
+ public:
+  /// Reads `items`, which are bytes, [num_items, dim <= kInt8MaxDim] and `bias` [num_items] or
+  /// null, on up to `threads` threads. Throws std::bad_alloc.
+  ByteItemBounds(const ItemRows& items, const float* bias, std::int64_t num_items, std::int64_t dim,
+                 int threads);
+
+  /// The form for the scan, which then lays out the items themselves.
+  Int8Items view() const;
+  std::size_t bytes() const { return bounds_.size() * sizeof(Int8Bounds); }
+
+ private:
+  std::int64_t quads_, block_bytes_, num_blocks_;
+  AlignedBuffer<Int8Bounds> bounds_;
+};
+
+/// What score_topk of ops/topk.h computes, bit for bit, by way of `items_as_bytes`, the view of a
+/// table or of bounds that were made from the items and the biases of `problem`. Throws
+/// std::bad_alloc.
+void score_topk_int8(const TopkProblem& problem, const Int8Items& items_as_bytes, int threads,
                      const KernelTable& table, float* out_scores, std::int64_t* out_ids);
 
 }  // namespace seqrec

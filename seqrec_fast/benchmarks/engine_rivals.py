@@ -148,7 +148,9 @@ def rival_stacks(
     for search in searches:
         try:
             make = {"faiss": _faiss_search, "numpy": _numpy_search}[search]
-            found[search] = make(encoder.item_vectors, encoder.item_bias, threads)
+            vectors = encoder.item_vectors
+            assert isinstance(vectors, np.ndarray)  # rivals are given float32
+            found[search] = make(vectors, encoder.item_bias, threads)
         except ImportError as error:
             missing[search] = str(error)
     for runtime, encode in encoders.items():

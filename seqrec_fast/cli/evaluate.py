@@ -290,4 +290,6 @@ def _vectors(
     for begin in range(0, len(rows), _ROWS):
         part = rows[begin : begin + _ROWS]
         queries[part] = encoder.encode(known.histories.select(part))
-    return queries, encoder.item_vectors, encoder.item_bias
+    vectors = encoder.item_vectors
+    assert isinstance(vectors, np.ndarray)  # apply_weights leaves no compact tables
+    return queries, vectors, encoder.item_bias

@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 
 from seqrec_fast import _C
 from seqrec_fast.engine.devices import ModelEngine, device_engine
-from seqrec_fast.errors import BundleError, DeviceError
+from seqrec_fast.errors import BundleError, DeviceError, InputError
 from seqrec_fast.jagged import JaggedBatch
+from seqrec_fast.native import CompactItems
 
 __all__ = ["Encoder", "build_encoder", "tensor_shapes"]
 
 Float = NDArray[np.float32]
 
 _GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+
+_SHORTEST = np.float32(1e-12)  # the floor of torch.nn.functional.normalize
+_ROWS_AT_ONCE = 1 << 15
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -86,13 +90,16 @@ def _whole(config: Mapping[str, Any], name: str) -> int:
 
 
 def build_encoder(
-    config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], device: str = "cpu"
+    config: Mapping[str, Any],
+    tensors: Mapping[str, NDArray[Any] | CompactItems],
+    device: str = "cpu",
 ) -> Encoder:
     """The encoder of a bundle.
 
     Args:
         config: the bundle's ``model.json``.
-        tensors: float32 weights by their names in the trained model.
+        tensors: float32 weights by their names in the trained model; on the CPU, tables of item
+            vectors may be compact.
         device: from :func:`seqrec_fast.engine.devices.checked_device`.
 
     Raises:
@@ -122,21 +129,33 @@ class Encoder:
 
     Attributes:
         engine: this encoder and the items that it ranks.
-        item_vectors: float32 ``[items, dim]``, what user embeddings are multiplied with.
+        item_vectors: ``[items, dim]``, what user embeddings are multiplied with: float32, or
+            compact where the weights are.
         item_bias: float32 ``[items]`` or None.
         window: most recent events of a history that are read; 0: all of them.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], device: str = "cpu"
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, NDArray[Any] | CompactItems],
+        device: str = "cpu",
     ) -> None:
-        weights = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in tensors.items()}
-        table = weights["output.weight" if "output.weight" in weights else "item_embedding.weight"]
+        compact = {n: t for n, t in tensors.items() if isinstance(t, CompactItems)}
+        weights = {
+            n: np.ascontiguousarray(t, dtype=np.float32)
+            for n, t in tensors.items()
+            if not isinstance(t, CompactItems)
+        }
+        name = "output.weight" if "output.weight" in tensors else "item_embedding.weight"
+        table: Float | CompactItems = compact[name] if name in compact else weights[name]
         temperature = config.get("temperature")
         if temperature is not None:
-            table = _unit_rows(table) / np.float32(temperature)
-        self.item_vectors: Float = table
+            table = _unit_rows(table, np.float32(temperature))
         self.item_bias: Float | None = weights.get("output_bias")
+        if isinstance(table, CompactItems) and self.item_bias is not None:
+            table = CompactItems.from_arrays(table.values, table.scales, self.item_bias)
+        self.item_vectors: Float | CompactItems = table
         sizes = {
             "model": config["model"],
             "num_items": config["num_items"],
@@ -152,8 +171,13 @@ class Encoder:
             sizes["hidden"] = config["hidden"]
         self.engine: ModelEngine
         if device == "cpu":
-            self.engine = _C.Engine(sizes, weights, self.item_vectors, self.item_bias)
+            parts: dict[str, Float | _C.ItemTable] = dict(weights)
+            parts |= {n: t.native for n, t in compact.items()}
+            ranked = table.native if isinstance(table, CompactItems) else table
+            self.engine = _C.Engine(sizes, parts, ranked, self.item_bias)
         else:
+            if compact:
+                raise InputError(f"weights: compact tables are for the CPU, not for {device}")
             self.engine = device_engine(device, config, weights)
         self.window: int = self.engine.window
 
@@ -189,8 +213,17 @@ class Encoder:
         return self.engine.encode(values, offsets, threads or 0)
 
 
-def _unit_rows(x: Float) -> Float:
-    # the floor is torch.nn.functional.normalize's
-    length = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.float32(1e-12))
-    result: Float = x / length
+def _unit_rows(x: Float | CompactItems, temperature: np.float32) -> Float | CompactItems:
+    """Rows of length 1 / temperature."""
+    if isinstance(x, CompactItems):
+        if x.scales is not None:  # the scale of a row takes its length in
+            lengths = np.empty(len(x), dtype=np.float32)
+            for begin in range(0, len(x), _ROWS_AT_ONCE):
+                part = np.arange(begin, min(begin + _ROWS_AT_ONCE, len(x)))
+                lengths[part] = np.linalg.norm(x.rows(part), axis=1)
+            scales = x.scales / np.maximum(lengths, _SHORTEST) / temperature
+            return CompactItems.from_arrays(x.values, scales)
+        x = x.rows(np.arange(len(x)))  # bfloat16 has no place for the lengths
+    length = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _SHORTEST)
+    result: Float = x / length / temperature
     return result

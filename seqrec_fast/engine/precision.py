@@ -3,7 +3,8 @@
 
 ``bfloat16`` keeps the exponent of a float32 and the upper 7 bits of its fraction; ``int8`` keeps
 an item vector as whole numbers from -127 to 127 and one float32 scale a row. Both are computed
-with as float32, so that a model's loss of quality can be measured before anything is stored.
+with as float32: :func:`apply_weights` gives those numbers, by which a model's loss of quality is
+measured, and :func:`stored_weights` what is served, whose tables of items stay in few bits.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
+from seqrec_fast._rounding import dequantise_rows, quantise_rows, round_to_bfloat16
 from seqrec_fast.errors import InputError
+from seqrec_fast.native import CompactItems
 
 __all__ = [
     "WEIGHTS",
@@ -24,14 +26,12 @@ __all__ = [
     "dequantise_rows",
     "quantise_rows",
     "round_to_bfloat16",
+    "stored_weights",
 ]
-
-Float = NDArray[np.float32]
 
 Weights = Literal["float32", "bfloat16", "int8"]
 WEIGHTS: tuple[Weights, ...] = ("float32", "bfloat16", "int8")
 
-_STEPS = np.float32(127.0)
 #: tensors with one vector an item, which are by far the largest of a model
 _ITEM_TABLES = ("item_embedding.weight", "output.weight")
 
@@ -46,82 +46,6 @@ def checked_weights(given: object) -> Weights:
         if given == known:
             return known
     raise InputError(f"weights: found {given!r}; choose one of {', '.join(WEIGHTS)}")
-
-
-def round_to_bfloat16(array: NDArray[Any]) -> Float:
-    """The nearest bfloat16 of every entry, as float32; of two equally near, the even one.
-
-    Args:
-        array: float32 of any shape. Infinities stay, and so do NaN; a finite number beyond the
-            largest bfloat16 (3.39e38) becomes infinite.
-
-    Returns:
-        float32 of the same shape whose lower 16 bits are 0.
-
-    Raises:
-        InputError: another type.
-    """
-    bits = _floats("array", array).view(np.uint32)
-    # Adding just less than half of the last kept place carries where more than half is dropped;
-    # at exactly half the last kept bit decides, which is rounding to even.
-    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    rounded &= np.uint32(0xFFFF0000)
-    nan = np.isnan(array)
-    if nan.any():
-        # the carry could run through the exponent, and a fraction of lower bits would vanish
-        rounded[nan] = np.uint32(0x7FC00000)
-    return rounded.view(np.float32)
-
-
-def quantise_rows(table: NDArray[Any]) -> tuple[NDArray[np.int8], Float]:
-    """A table as bytes: every row in 127 equal steps to either side of 0.
-
-    Args:
-        table: float32 ``[rows, dim]``, finite.
-
-    Returns:
-        int8 ``[rows, dim]`` in -127 to 127 and float32 scales ``[rows]``: the value of a step of
-        each row, its largest magnitude / 127 (0 for a row of zeros). No entry is off by more than
-        half a step, up to the rounding of float32.
-
-    Raises:
-        InputError: another type or shape, or entries that are not finite.
-    """
-    rows = _floats("table", table)
-    if rows.ndim != 2:
-        raise InputError(f"table: expected two dimensions [rows, dim], found shape {rows.shape}")
-    if not np.isfinite(rows).all():
-        bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-        raise InputError(f"table: row {bad} holds NaN or infinity, which has no place in int8")
-    largest = np.abs(rows).max(axis=1, initial=np.float32(0.0))
-    scales = (largest / _STEPS).astype(np.float32)
-    # Below the normal numbers a step has too few bits to be a 127th: such a row counts as zeros.
-    scales[scales < np.finfo(np.float32).tiny] = 0.0
-    with np.errstate(over="ignore"):
-        beyond = ~np.isfinite(scales * _STEPS)  # only where the largest is that of float32 itself
-    scales[beyond] = np.nextafter(scales[beyond], np.float32(0.0))
-    steps = np.divide(rows, scales[:, None], out=np.zeros_like(rows), where=(scales > 0)[:, None])
-    return np.clip(np.rint(steps), -_STEPS, _STEPS).astype(np.int8), scales
-
-
-def dequantise_rows(values: NDArray[np.int8], scales: Float) -> Float:
-    """The table that :func:`quantise_rows` stands for.
-
-    Args:
-        values: int8 ``[rows, dim]``.
-        scales: float32 ``[rows]``.
-
-    Returns:
-        float32 ``[rows, dim]``.
-
-    Raises:
-        InputError: the shapes do not fit together.
-    """
-    if values.ndim != 2 or scales.shape != values.shape[:1]:
-        raise InputError(
-            f"scales: expected one a row of the values {values.shape}, found {scales.shape}"
-        )
-    return values.astype(np.float32) * scales.astype(np.float32)[:, None]
 
 
 def apply_weights(tensors: Mapping[str, NDArray[Any]], weights: Weights) -> dict[str, NDArray[Any]]:
@@ -150,7 +74,28 @@ def apply_weights(tensors: Mapping[str, NDArray[Any]], weights: Weights) -> dict
     return found
 
 
-def _floats(name: str, array: NDArray[Any]) -> Float:
-    if array.dtype != np.float32:
-        raise InputError(f"{name}: expected float32, found {array.dtype}; convert it first")
-    return np.ascontiguousarray(array)
+def stored_weights(
+    tensors: Mapping[str, NDArray[Any]], weights: Weights
+) -> dict[str, NDArray[Any] | CompactItems]:
+    """The same numbers, with tables of item vectors in the form itself.
+
+    Args:
+        tensors: as in :func:`apply_weights`.
+        weights: as there.
+
+    Returns:
+        Weights by the same names: :class:`seqrec_fast.native.CompactItems` in the place of tables
+        of item vectors, all others as :func:`apply_weights` gives them.
+
+    Raises:
+        InputError: as there.
+    """
+    form = checked_weights(weights)
+    if form == "float32":
+        return dict(tensors)
+    tables = {
+        name: CompactItems(tensors[name], form)
+        for name in _ITEM_TABLES
+        if name in tensors and tensors[name].ndim == 2
+    }
+    return {**apply_weights({n: t for n, t in tensors.items() if n not in tables}, form), **tables}

@@ -32,7 +32,7 @@ from seqrec_fast.engine.requests import (
     shown,
     whole_number,
 )
-from seqrec_fast.engine.selection import best, common_mask, select_for_all
+from seqrec_fast.engine.selection import best, common_mask, row_blocks, select_for_all
 from seqrec_fast.engine.served import ServedModel, Source, open_model
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -69,8 +69,9 @@ class Recommender:
         Args:
             bundle: the model.
             threads: cores that one call may use; ``None`` takes the default of the native pool.
-            weights: ``"float32"``; ``"bfloat16"``, which rounds all matrices; or ``"int8"``, which
-                quantises the item vectors. ``seqrec-fast evaluate`` measures what it costs.
+            weights: ``"float32"``; ``"bfloat16"``, which rounds all matrices and holds item vectors
+                in half the memory; or ``"int8"``, which holds them in a quarter.
+                ``seqrec-fast evaluate`` measures what it costs.
             device: ``"cpu"``, the native engine; or a GPU, ``"cuda"`` or ``"cuda:1"``, by torch.
 
         Raises:
@@ -226,12 +227,13 @@ class Recommender:
         if index < 0:
             nothing = np.empty(0, np.int64), np.empty(0, np.float32)
             return Recommendation.of(model, *nothing, unknown=(item,))
-        vectors = model.scorer.items
         scale = model.norms * model.norms[index]
+        vector = native.item_rows(model.scorer.items, [index])[0]
+        products = np.empty_like(scale)
+        for part, vectors in row_blocks(model.scorer.items):
+            products[part] = vectors @ vector
         # A vector of length 0 points nowhere: its cosine is 0.
-        cosine = np.divide(
-            vectors @ vectors[index], scale, out=np.zeros_like(scale), where=scale > 0
-        )
+        cosine = np.divide(products, scale, out=np.zeros_like(scale), where=scale > 0)
         np.clip(cosine, -1.0, 1.0, out=cosine)
         cosine[index] = -np.inf
         found = best(cosine, min(count, len(model.items) - 1))
@@ -289,7 +291,7 @@ class Recommender:
             queries = model.encoder.encode(JaggedBatch.from_lengths(known, [len(known)]), threads=1)
         there = wanted >= 0
         found = np.full(len(wanted), np.nan, dtype=np.float32)
-        found[there] = scorer.items[wanted[there]] @ queries[0]
+        found[there] = native.item_rows(scorer.items, wanted[there]) @ queries[0]
         if scorer.bias is not None:
             found[there] += scorer.bias[wanted[there]]
         return found

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from seqrec_fast.engine.requests import Filter
 from seqrec_fast.jagged import JaggedBatch
-from seqrec_fast.native import score_topk
+from seqrec_fast.native import CompactItems, item_rows, score_topk
 
 if TYPE_CHECKING:
     from seqrec_fast.engine.served import ServedModel
 
-__all__ = ["Scorer", "best", "common_mask", "select", "select_for_all"]
+__all__ = ["Scorer", "best", "common_mask", "row_blocks", "select", "select_for_all"]
 
 Scores = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -25,14 +25,17 @@ Ids = NDArray[np.int64]
 # a longer one by a mask over all of them, which needs one byte an item instead of a vector.
 _GATHER_SHARE = 8
 
+_ROWS_AT_ONCE = 1 << 15  # of a compact table, as float32
+
 
 class Scorer(NamedTuple):
     """Scores are ``queries @ items.T + bias``: float32 ``[n, dim]`` and ``[n]`` or ``None``.
 
+    Items may be compact; they then hold the same bias.
     ``rank`` is that of an engine that holds the same items, or ``None`` where there is none.
     """
 
-    items: NDArray[np.float32]
+    items: NDArray[np.float32] | CompactItems
     bias: NDArray[np.float32] | None
     rank: Callable[..., tuple[Scores, Ids]] | None = None
 
@@ -126,6 +129,18 @@ def select_for_all(
     return scores, ids
 
 
+def row_blocks(
+    items: NDArray[np.float32] | CompactItems,
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """All rows as float32 and their places; of a compact table, some thousands at a time."""
+    if not isinstance(items, CompactItems):
+        yield slice(0, len(items)), items
+        return
+    for begin in range(0, len(items), _ROWS_AT_ONCE):
+        end = min(begin + _ROWS_AT_ONCE, len(items))
+        yield slice(begin, end), items.rows(np.arange(begin, end))
+
+
 def best(scores: Scores, count: int) -> Ids:
     """Indices of the ``count`` largest entries, descending, equal ones by ascending index.
 
@@ -154,7 +169,7 @@ def _topk(
         queries,
         scorer.items,
         k,
-        bias=scorer.bias,
+        bias=None if isinstance(scorer.items, CompactItems) else scorer.bias,
         seen=excluded,
         blocked=blocked,
         threads=threads,
@@ -172,7 +187,8 @@ def _among(
     """The best of a few items, which are gathered first; ``wanted`` ascends, so ties stay."""
     if not len(wanted):
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    few = Scorer(scorer.items[wanted], None if scorer.bias is None else scorer.bias[wanted])
+    bias = None if scorer.bias is None else scorer.bias[wanted]
+    few = Scorer(item_rows(scorer.items, wanted), bias)
     place = np.searchsorted(wanted, excluded.values)
     place[place == len(wanted)] = 0
     inside = wanted[place] == excluded.values

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from seqrec_fast import bundle as bundles
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.encoders import build_encoder
-from seqrec_fast.engine.precision import Weights, apply_weights
-from seqrec_fast.engine.selection import Scorer
+from seqrec_fast.engine.precision import Weights, apply_weights, stored_weights
+from seqrec_fast.engine.selection import Scorer, row_blocks
 from seqrec_fast.errors import BundleError, DeviceError, InputError
 
 __all__ = ["ServedModel", "Source", "open_model"]
@@ -74,7 +74,8 @@ class ServedModel:
         self.items = bundle.items
         self.table = bundle.item_table
         self.device = device
-        self.encoder = build_encoder(bundle.config, apply_weights(bundle.tensors, weights), device)
+        form = stored_weights if device == "cpu" else apply_weights
+        self.encoder = build_encoder(bundle.config, form(bundle.tensors, weights), device)
         vectors, bias = self.encoder.item_vectors, self.encoder.item_bias
         if len(vectors) != len(bundle.items):
             raise InputError(
@@ -89,6 +90,10 @@ class ServedModel:
         self.metrics: dict[str, Any] = dict(bundle.metrics)
         self.parameters = sum(int(tensor.size) for tensor in bundle.tensors.values())
         self._tensors = bundle.tensors
+        if weights != "float32":
+            # The name of the model is all that is still asked of its float32 weights.
+            _ = self.version
+            self._tensors = {}
 
     # Two threads may both compute what follows; they store the same values.
 
@@ -113,8 +118,9 @@ class ServedModel:
     @_Once
     def norms(self) -> NDArray[np.float32]:
         """float32 ``[items]``: length of each item vector."""
-        vectors = self.scorer.items
-        lengths: NDArray[np.float32] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        lengths = np.empty(len(self.scorer.items), dtype=np.float32)
+        for part, vectors in row_blocks(self.scorer.items):
+            lengths[part] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
         return lengths
 
     def describe(self) -> dict[str, Any]:

@@ -99,7 +99,8 @@ Result solve(const Case& c, const Data& d, const KernelTable& table) {
 Result solve_from_bytes(const Case& c, const Data& d, const KernelTable& table) {
   const seqrec::Int8Table bytes(d.items.data(), or_null(d.bias), c.items, c.dim, c.threads);
   Result r = poisoned(c);
-  seqrec::score_topk_int8(problem(c, d), bytes, c.threads, table, r.scores.data(), r.ids.data());
+  seqrec::score_topk_int8(problem(c, d), bytes.view(), c.threads, table, r.scores.data(),
+                          r.ids.data());
   return r;
 }
 
@@ -275,6 +276,102 @@ TEST(topk_threads_share_a_table_of_bytes) {
       c.threads = threads;
       const Result r = solve_from_bytes(c, d, table);
       CHECK(r.ids == expected.ids && r.scores == expected.scores, "%d threads", threads);
+    }
+  }
+}
+
+/// Items in few bits, in buffers that end where they end.
+struct Compact {
+  std::vector<std::uint16_t> halves;
+  std::vector<std::int8_t> bytes;
+  std::vector<float> scales;
+};
+
+/// Turns the items of `d` into numbers that both forms hold, among them scales that cannot be
+/// bounded.
+Compact compact(const Case& c, Data& d, bool bytes, unsigned seed) {
+  std::mt19937 random(seed);
+  Compact found;
+  if (!bytes) {
+    for (float& x : d.items) {
+      std::uint32_t bits;
+      std::memcpy(&bits, &x, sizeof(bits));
+      found.halves.push_back(static_cast<std::uint16_t>(bits >> 16));
+      bits &= 0xffff0000u;
+      std::memcpy(&x, &bits, sizeof(bits));
+    }
+    return found;
+  }
+  for (std::int64_t i = 0; i < c.items; ++i) {
+    const unsigned kind = random() % 50;
+    found.scales.push_back(kind == 0   ? 0.0f
+                           : kind == 1 ? 0x1p-120f
+                           : kind == 2 ? 0x1p58f
+                                       : static_cast<float>(random() % 1000) * 1e-3f);
+    for (std::int64_t x = 0; x < c.dim; ++x) {
+      const auto value = static_cast<std::int8_t>(static_cast<int>(random() % 256) - 128);
+      found.bytes.push_back(value);
+      d.items[static_cast<std::size_t>(i * c.dim + x)] = value * found.scales.back();
+    }
+  }
+  return found;
+}
+
+Result solve_compact(const Case& c, const Data& d, const Compact& from, const KernelTable& table) {
+  seqrec::TopkProblem p = problem(c, d);
+  Result r = poisoned(c);
+  if (from.bytes.empty()) {
+    p.items = seqrec::ItemRows(from.halves.data());
+    seqrec::score_topk(p, c.threads, table, r.scores.data(), r.ids.data());
+    return r;
+  }
+  p.items = seqrec::ItemRows(from.bytes.data(), from.scales.data());
+  const seqrec::ByteItemBounds bounds(p.items, p.bias, c.items, c.dim, c.threads);
+  seqrec::score_topk_int8(p, bounds.view(), c.threads, table, r.scores.data(), r.ids.data());
+  return r;
+}
+
+TEST(topk_of_compact_items_is_that_of_the_numbers_they_stand_for) {
+  unsigned seed = 700;
+  for (const bool bytes : {false, true}) {
+    for (std::int64_t dim : {1, 5, 16, 30, 64, 130}) {
+      for (std::int64_t items : {1, 15, 16, 33, 700}) {
+        for (std::int64_t queries : {1, 3, 9, 40}) {
+          Case c{queries, items, dim, seed % 4 == 0 ? items + 3 : 20};
+          c.whole = false;
+          c.bias = seed % 2;
+          c.blocked = seed % 3 == 0;
+          c.seen = seed % 5 < 2;
+          Data d = make(c, ++seed);
+          if (seed % 6 == 0) d.queries[0] = 0x1p60f;  // too large to bound
+          const Compact from = compact(c, d, bytes, seed);
+          for (const KernelTable* table : all_tables()) {
+            const Result expected = solve(c, d, *table), r = solve_compact(c, d, from, *table);
+            CHECK(r.ids == expected.ids && r.scores == expected.scores,
+                  "%s, %s, %ld queries, %ld items, dim %ld, k %ld", table->name,
+                  bytes ? "int8" : "bfloat16", queries, items, dim, c.k);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(topk_threads_share_compact_items) {
+  for (const bool bytes : {false, true}) {
+    for (std::int64_t queries : {1, 70}) {
+      Case c{queries, 30000, 24, 50};
+      c.whole = false;
+      c.seen = true;
+      Data d = make(c, 900);
+      const Compact from = compact(c, d, bytes, 901);
+      const KernelTable& table = *all_tables().back();
+      const Result expected = solve(c, d, table);
+      for (int threads : {2, 5}) {
+        c.threads = threads;
+        const Result r = solve_compact(c, d, from, table);
+        CHECK(r.ids == expected.ids && r.scores == expected.scores, "%d threads", threads);
+      }
     }
   }
 }

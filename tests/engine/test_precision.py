@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 from seqrec_fast import bundle as bundles
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine import Recommender
+from seqrec_fast.engine.encoders import build_encoder, tensor_shapes
 from seqrec_fast.engine.precision import (
     WEIGHTS,
     apply_weights,
     dequantise_rows,
     quantise_rows,
     round_to_bfloat16,
+    stored_weights,
 )
 from seqrec_fast.errors import InputError
+from seqrec_fast.jagged import JaggedBatch
+from seqrec_fast.native import CompactItems
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 tables = arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=2), elements=finite)
@@ -120,6 +124,54 @@ def test_a_recommender_is_one_of_the_rounded_bundle(
     rounded = recommender.embed(histories)
     plain = Recommender.load(tmp_path / "b").embed(histories)
     assert np.array_equal(rounded, plain) == (weights == "float32")
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("model", ["sasrec", "gru"])
+@pytest.mark.parametrize("items", [60, 70_000])  # products and bytes beside the items, or none
+def test_compact_tables_serve_what_the_rounded_numbers_do(
+    make: Any, model: str, weights: str, items: int
+) -> None:
+    content = make(model)
+    rng = np.random.default_rng(1)
+    content.config["dim"] = 8 if items == 60 else 64
+    content.config["num_items"] = items
+    content.tensors = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in tensor_shapes(content.config).items()
+    }
+    stored = build_encoder(content.config, stored_weights(content.tensors, weights))  # type: ignore[arg-type]
+    plain = build_encoder(content.config, apply_weights(content.tensors, weights))  # type: ignore[arg-type]
+    assert isinstance(stored.item_vectors, CompactItems)
+    assert stored.item_vectors.nbytes <= plain.item_vectors.nbytes / 2
+    histories = JaggedBatch.from_lists([[1, 5, 59, 2], [7], [items - 1, 0]])
+    values, offsets = histories.values.astype(np.int32), histories.offsets.astype(np.int64)
+    np.testing.assert_array_equal(
+        stored.engine.encode(values, offsets), plain.engine.encode(values, offsets)
+    )
+    found = stored.engine.recommend(values, offsets, values, offsets, None, 50)
+    expected = plain.engine.recommend(values, offsets, values, offsets, None, 50)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_cosine_models_and_similar_items_of_compact_tables(make: Any, weights: str) -> None:
+    content = make("gru")
+    content.config["temperature"] = 0.5
+    stored = Recommender(content, weights=weights)
+    content.tensors = apply_weights(content.tensors, weights)  # type: ignore[arg-type]
+    plain = Recommender(content)
+    # Lengths and scales are each rounded once more where they are merged.
+    bound = 2.0**-20 / 0.5
+    history = ["i1", "i2"]
+    items = [f"i{n}" for n in range(60)]
+    assert np.abs(stored.score(history, items) - plain.score(history, items)).max() <= bound
+    found, expected = stored.similar_items("i3", k=59), plain.similar_items("i3", k=59)
+    np.testing.assert_array_equal(found.items, expected.items)
+    assert np.abs(found.scores - expected.scores).max() <= bound
+    allowed = stored.recommend([history], k=3, allow=["i4", "i9"])[0]
+    assert set(allowed.items) == {"i4", "i9"}
 
 
 def test_bad_input_is_named(content: Bundle, tmp_path: Path) -> None:

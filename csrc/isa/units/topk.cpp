@@ -10,8 +10,9 @@ extern const TopkKernels topk_kernels;
 const TopkKernels topk_kernels = {
     &Topk<SEQREC_LANES>::chunk_rows, &Topk<SEQREC_LANES>::begin,
     &Topk<SEQREC_LANES>::scan,       &finish_topk<SEQREC_LANES>,
-    &TopkInt8<SEQREC_LANES>::levels, &TopkInt8<SEQREC_LANES>::begin,
-    &TopkInt8<SEQREC_LANES>::scan,   &TopkInt8<SEQREC_LANES>::settle,
+    &WidenRows<SEQREC_LANES>::widen, &TopkInt8<SEQREC_LANES>::levels,
+    &TopkInt8<SEQREC_LANES>::begin,  &TopkInt8<SEQREC_LANES>::scan,
+    &TopkInt8<SEQREC_LANES>::settle,
 };
 
 }  // namespace SEQREC_ISA
