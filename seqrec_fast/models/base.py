@@ -53,7 +53,7 @@ class SequenceModel(torch.nn.Module):
             self.output_bias = torch.nn.Parameter(torch.zeros(num_items))
         self.interest_head: InterestHead | None = None
         if options.interests > 1:
-            self.interest_head = InterestHead(options.dim, options.interests)
+            self.interest_head = InterestHead(options.dim, options.interests, options.dropout)
 
     @property
     def output_table(self) -> Tensor:

@@ -34,13 +34,15 @@ class InterestHead(torch.nn.Module):
     Args:
         dim: width of embeddings and items.
         interests: how many, at least 2.
+        dropout: share of what an interest pools that is dropped in training.
     """
 
-    def __init__(self, dim: int, interests: int) -> None:
+    def __init__(self, dim: int, interests: int, dropout: float = 0.0) -> None:
         super().__init__()
         if interests < 2:
             raise InputError(f"interests: a head needs at least 2, found {interests}")
         self.interests = interests
+        self.dropout = torch.nn.Dropout(dropout)
         width = 4 * interests
         self.hidden = torch.nn.Linear(dim, width)
         self.scores = torch.nn.Linear(width, interests, bias=False)
@@ -66,7 +68,7 @@ class InterestHead(torch.nn.Module):
         # The weights themselves are one more column, so that one sum gives both.
         terms = torch.cat([items, items.new_ones(len(items), 1)], dim=1)
         sums = _prefix_sums(weights.unsqueeze(2) * terms.unsqueeze(1), offsets)
-        pooled = sums[:, :, :-1] / sums[:, :, -1:]
+        pooled = self.dropout(sums[:, :, :-1] / sums[:, :, -1:])
         return hidden.unsqueeze(1) + torch.einsum("tkd,ked->tke", pooled, self.projection)
 
 
