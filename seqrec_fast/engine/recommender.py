@@ -29,10 +29,11 @@ from seqrec_fast.engine.requests import (
     parse_filter,
     parse_histories,
     parse_ids,
+    read_diversity,
     shown,
     whole_number,
 )
-from seqrec_fast.engine.selection import best, common_mask, row_blocks, select_for_all
+from seqrec_fast.engine.selection import best, best_scores, common_mask, row_blocks, select_for_all
 from seqrec_fast.engine.served import ServedModel, Source, open_model
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -120,6 +121,7 @@ class Recommender:
         exclude_seen: bool = True,
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
+        diversity: float = 0.0,
     ) -> list[Recommendation]:
         """The best items for each user.
 
@@ -132,6 +134,8 @@ class Recommender:
             allow: rank these items only; ids for all users, or a list of one iterable of ids (or
                 ``None``) a user. An empty list allows nothing.
             deny: never these; in the same two forms. ``deny`` wins over ``allow``.
+            diversity: for models of several interests: what an item's score gains by being found
+                by an interest that the list has little of. See the guide to retrieval.
 
         Returns:
             One :class:`Recommendation` a user, in the order of ``histories``. Equal scores stand
@@ -142,7 +146,8 @@ class Recommender:
         """
         model = self._current
         count = min(whole_number("k", k), len(model.items))
-        if allow is None and deny is None:
+        spread = read_diversity(diversity, model.encoder.interests)
+        if allow is None and deny is None and not spread:
             plain = self._plain(model, histories, count, bool(exclude_seen))
             if plain is not None:
                 return plain
@@ -153,7 +158,8 @@ class Recommender:
         answers: list[Recommendation] = []
         for begin in range(0, users, _USERS_AT_ONCE):
             rows = np.arange(begin, min(begin + _USERS_AT_ONCE, users))
-            answers += self._answer(model, rows, parsed, count, bool(exclude_seen), allowed, denied)
+            asked = parsed, count, bool(exclude_seen), allowed, denied, spread
+            answers += self._answer(model, rows, *asked)
         return answers
 
     def recommend_arrays(
@@ -248,18 +254,22 @@ class Recommender:
             histories: as in :meth:`recommend`.
 
         Returns:
-            float32 ``[users, 1, dim]``; zeros for a user without a known id.
+            float32 ``[users, interests, dim]``, of most models one interest; zeros for a user
+            without a known id.
 
         Raises:
             InputError: histories of another form.
         """
         model = self._current
         parsed = parse_histories(histories, model.items)
-        found = np.zeros((len(parsed.known), 1, model.scorer.items.shape[1]), dtype=np.float32)
+        encoder = model.encoder
+        shape = (len(parsed.known), encoder.interests, model.scorer.items.shape[1])
+        found = np.zeros(shape, dtype=np.float32)
         users = np.flatnonzero(parsed.known.lengths)
         for begin in range(0, len(users), _USERS_AT_ONCE):
             rows = users[begin : begin + _USERS_AT_ONCE]
-            found[rows, 0] = model.encoder.encode(parsed.known.select(rows), threads=self._threads)
+            vectors = encoder.encode(parsed.known.select(rows), threads=self._threads)
+            found[rows] = vectors.reshape(-1, *shape[1:])
         return found
 
     def score(self, history: Sequence[Any], items: Iterable[Any]) -> NDArray[np.float32]:
@@ -291,9 +301,7 @@ class Recommender:
             queries = model.encoder.encode(JaggedBatch.from_lengths(known, [len(known)]), threads=1)
         there = wanted >= 0
         found = np.full(len(wanted), np.nan, dtype=np.float32)
-        found[there] = native.item_rows(scorer.items, wanted[there]) @ queries[0]
-        if scorer.bias is not None:
-            found[there] += scorer.bias[wanted[there]]
+        found[there] = best_scores(scorer, queries[0], wanted[there])
         return found
 
     # ---------------------------------------------------------------- live users
@@ -442,10 +450,11 @@ class Recommender:
         exclude_seen: bool,
         allowed: Filter,
         denied: Filter,
+        diversity: float,
     ) -> list[Recommendation]:
         """Recommendations of some users of a request."""
         known = histories.known.select(rows)
-        scores, ids = self._rank(model, known, k, exclude_seen, allowed, denied, rows)
+        scores, ids = self._rank(model, known, k, exclude_seen, allowed, denied, rows, diversity)
         has_history = known.lengths > 0
         return [
             Recommendation.of(
@@ -468,22 +477,24 @@ class Recommender:
         allowed: Filter,
         denied: Filter,
         rows: NDArray[np.int64],
+        diversity: float = 0.0,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and item indices ``[users, k]``; ``rows`` are the users' places in the request."""
         has_history = known.lengths > 0
         threads = self._threads or 0
-        if has_history.all() and allowed.per_user is None and denied.per_user is None:
+        common = allowed.per_user is None and denied.per_user is None and not diversity
+        if common and has_history.all():
             blocked = common_mask(len(model.items), allowed.common, denied.common)
             values = known.values if exclude_seen else None
             offsets = known.offsets if exclude_seen else None
             return model.encoder.engine.recommend(
                 known.values, known.offsets, values, offsets, blocked, k, threads
             )
-        queries = np.zeros((len(known), model.scorer.items.shape[1]), dtype=np.float32)
+        queries = np.zeros((len(known), *model.encoder.embedding_shape), dtype=np.float32)
         part = np.flatnonzero(has_history)
         if len(part):
             queries[part] = model.encoder.encode(known.select(part), threads=self._threads)
         seen = known if exclude_seen else None
         return select_for_all(
-            model, has_history, queries, k, seen, allowed, denied, rows, self._threads
+            model, has_history, queries, k, seen, allowed, denied, rows, self._threads, diversity
         )

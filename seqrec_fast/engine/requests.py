@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ __all__ = [
     "parse_filter",
     "parse_histories",
     "parse_ids",
+    "read_diversity",
     "shown",
     "whole_number",
 ]
@@ -267,3 +269,19 @@ def checked_threads(threads: Any) -> int | None:
     if count > native.MAX_THREADS:
         raise InputError(f"threads: at most {native.MAX_THREADS}, found {count}")
     return count
+
+
+def read_diversity(given: object, interests: int) -> float:
+    """A weight of at least 0, and above it only for models of several interests.
+
+    Raises:
+        InputError: another value, or a model of one interest.
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
+        raise InputError(f"diversity: expected a number of at least 0, found {shown(given)}")
+    if given and interests == 1:
+        raise InputError(
+            "diversity: the model has one interest a user, and so no two to choose from; train "
+            "with interests=2 or more, or leave it at 0"
+        )
+    return float(given)

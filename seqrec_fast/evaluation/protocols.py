@@ -57,7 +57,8 @@ def evaluate(
     """Full-ranking figures of a scorer ``queries @ items.T + bias`` on held-out events.
 
     Args:
-        queries: float32 ``[users, dim]`` or ``[users, interests, dim]``, aligned with the rows of ``holdout``.
+        queries: float32 ``[users, dim]`` or ``[users, interests, dim]``, aligned with the rows of
+            ``holdout``.
         items: float32 ``[items, dim]``.
         bias: float32 ``[items]`` or ``None``.
         holdout: histories (what to mask) and targets (what to rank), as item indices.

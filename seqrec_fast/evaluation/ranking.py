@@ -140,7 +140,9 @@ class _Chunk:
                 np.matmul(queries, self.items[begin:end].T, out=scores)
                 if self.queries.ndim == 3:
                     each = scores.reshape(*self.queries.shape[:2], end - begin)
-                    scores = np.max(each, axis=1)
+                    scores = each[:, 0]  # the best of all, in memory that is there already
+                    for other in range(1, each.shape[1]):
+                        np.maximum(scores, each[:, other], out=scores)
                 if self.bias is not None:
                     scores += self.bias[begin:end]
             here = (self.seen >= begin) & (self.seen < end)
