@@ -21,7 +21,7 @@ __all__ = ["NegativeSampler", "Objective", "bce_with_negatives", "make_objective
 Objective = Callable[[SequenceModel, Tensor, Tensor, "Tensor | None", np.random.Generator], Tensor]
 
 _CHUNK_NEGATIVES = 65_536
-_CHUNK_LOGITS = 1 << 20  # held at once; a second-level cache has room for them
+_CHUNK_LOGITS = 1 << 18  # held at once; a second-level cache has room for them
 
 
 class NegativeSampler:
@@ -147,7 +147,9 @@ def log_masses(hidden: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
         logits = hidden[part] @ table.T
         if bias is not None:
             logits += bias
-        found[part] = torch.logsumexp(logits, dim=1)
+        top = logits.amax(dim=1, keepdim=True)
+        # in place: torch.logsumexp makes further tensors of this size
+        found[part] = logits.sub_(top).exp_().sum(dim=1).log_().add_(top.squeeze(1))
     return found
 
 
