@@ -28,7 +28,8 @@ std::unique_ptr<Encoder> make_encoder(const py::dict& config, const Tensors& ten
   const auto kind = config["model"].cast<std::string>();
   const std::int64_t items = whole(config, "num_items"), dim = whole(config, "dim");
   const std::int64_t layers = whole(config, "layers");
-  const bool unit = config["unit"].cast<bool>();
+  // several interests are scaled once they are made of the embedding
+  const bool unit = config["unit"].cast<bool>() && whole(config, "interests") == 1;
   if (kind == "sasrec") {
     const std::int64_t heads = whole(config, "heads");
     if (dim % heads != 0) refuse("heads: expected a divisor of dim");
@@ -45,6 +46,16 @@ std::unique_ptr<Encoder> make_encoder(const py::dict& config, const Tensors& ten
   return std::make_unique<RecurrentEncoder>(
       RecurrentConfig{cell, activation, items, dim, whole(config, "hidden"), layers, unit}, tensors,
       kernels());
+}
+
+std::unique_ptr<InterestHead> make_head(const py::dict& config, const Encoder& encoder,
+                                        const Tensors& tensors) {
+  const std::int64_t interests = whole(config, "interests");
+  if (interests == 1) return nullptr;
+  return std::make_unique<InterestHead>(
+      InterestConfig{encoder.num_items(), encoder.dim(), interests, encoder.window(),
+                     config["unit"].cast<bool>()},
+      tensors, kernels());
 }
 
 }  // namespace
@@ -70,6 +81,7 @@ BoundEngine::BoundEngine(const py::dict& config, const py::dict& weights, const 
   }
   kept_ = py::make_tuple(arrays, items, bias);
   std::unique_ptr<Encoder> encoder = make_encoder(config, tensors);
+  std::unique_ptr<InterestHead> head = make_head(config, *encoder, tensors);
   ItemRows rows;
   std::int64_t size = 0;
   std::shared_ptr<const ByteItemBounds> bounds;
@@ -90,8 +102,8 @@ BoundEngine::BoundEngine(const py::dict& config, const py::dict& weights, const 
   if (bias && bias->size() != encoder->num_items()) refuse("bias: expected one number an item");
   const float* biases = bias ? bias->data() : nullptr;
   const ReleasedLock released;
-  engine_ = std::make_unique<Engine>(std::move(encoder), rows, biases, std::move(bounds),
-                                     thread_count(threads), kernels());
+  engine_ = std::make_unique<Engine>(std::move(encoder), std::move(head), rows, biases,
+                                     std::move(bounds), thread_count(threads), kernels());
 }
 
 namespace {
@@ -106,11 +118,14 @@ Array<float> encode(const BoundEngine& engine, const Array<std::int32_t>& values
                     const Array<std::int64_t>& offsets, int threads) {
   const Encoder& encoder = engine.get().encoder();
   const auto rows = checked_items("histories", values, offsets, -1, encoder.num_items(), false);
-  Array<float> out({rows.rows, encoder.dim()});
+  const std::int64_t interests = engine.get().interests();
+  std::vector<py::ssize_t> shape{rows.rows, encoder.dim()};
+  if (interests > 1) shape.insert(shape.begin() + 1, interests);
+  Array<float> out(shape);
   float* to = out.mutable_data();
   {
     const ReleasedLock released;
-    encoder.encode(rows, to, thread_count(threads));
+    engine.get().encode(rows, to, thread_count(threads));
   }
   return out;
 }
@@ -156,9 +171,13 @@ py::object recommend_lists(const BoundEngine& engine, const py::object& historie
 py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Items& seen_values,
                const Offsets& seen_offsets, const Mask& blocked, std::int64_t k, int threads) {
   const Encoder& encoder = engine.get().encoder();
-  if (queries.ndim() != 2 || queries.shape(1) != encoder.dim()) {
-    refuse("queries: expected [users, " + std::to_string(encoder.dim()) + "]");
+  const bool several = queries.ndim() == 3;
+  if ((!several && queries.ndim() != 2) || queries.shape(queries.ndim() - 1) != encoder.dim() ||
+      (several && queries.shape(1) < 1)) {
+    const std::string dim = std::to_string(encoder.dim());
+    refuse("queries: expected [users, " + dim + "] or [users, interests, " + dim + "]");
   }
+  const std::int64_t interests = several ? queries.shape(1) : 1;
   const std::int64_t count = queries.shape(0);
   const Exclusions excluded = exclusions(engine, seen_values, seen_offsets, blocked, count);
   check_k(k);
@@ -166,7 +185,8 @@ py::tuple rank(const BoundEngine& engine, const Array<float>& queries, const Ite
   const float* from = queries.data();
   {
     const ReleasedLock released;
-    engine.get().rank(from, count, excluded, k, thread_count(threads), best.scores, best.ids);
+    engine.get().rank_interests(from, count, interests, excluded, k, thread_count(threads),
+                                best.scores, best.ids);
   }
   return py::make_tuple(std::move(best.score_array), std::move(best.id_array));
 }
@@ -181,6 +201,7 @@ void bind_engine(py::module_& m) {
            py::arg("threads") = 0)
       .def_property_readonly("window",
                              [](const BoundEngine& e) { return e.get().encoder().window(); })
+      .def_property_readonly("interests", [](const BoundEngine& e) { return e.get().interests(); })
       .def_property_readonly("state_size",
                              [](const BoundEngine& e) { return e.get().encoder().state_size(); })
       .def_property_readonly("token_size",

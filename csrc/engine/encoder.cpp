@@ -75,7 +75,7 @@ void Encoder::encode(const JaggedView<std::int32_t>& histories, float* out, int 
     Scratch<float> embedded(count * dim_);
     encode_group({values.data(), offsets.data(), count}, embedded.data(),
                  groups.count == 1 ? threads : 1);
-    to_unit_length(embedded.data(), count);
+    if (unit_) scale_to_unit(embedded.data(), count, dim_);
     for (std::int64_t i = 0; i < count; ++i) {
       std::copy_n(embedded.data() + i * dim_, dim_, out + order[from + i] * dim_);
     }
@@ -84,18 +84,17 @@ void Encoder::encode(const JaggedView<std::int32_t>& histories, float* out, int 
 
 void Encoder::embed(const UserState* users, std::int64_t count, float* out) const {
   embed_group(users, count, out);
-  to_unit_length(out, count);
+  if (unit_) scale_to_unit(out, count, dim_);
 }
 
-void Encoder::to_unit_length(float* rows, std::int64_t count) const {
-  if (!unit_) return;
+void scale_to_unit(float* rows, std::int64_t count, std::int64_t dim) {
   for (std::int64_t row = 0; row < count; ++row) {
-    float* at = rows + row * dim_;
+    float* at = rows + row * dim;
     double squares = 0.0;
-    for (std::int64_t d = 0; d < dim_; ++d) squares += double{at[d]} * double{at[d]};
+    for (std::int64_t d = 0; d < dim; ++d) squares += double{at[d]} * double{at[d]};
     // the floor is that of torch.nn.functional.normalize
     const auto length = static_cast<float>(std::max(std::sqrt(squares), 1e-12));
-    for (std::int64_t d = 0; d < dim_; ++d) at[d] /= length;
+    for (std::int64_t d = 0; d < dim; ++d) at[d] /= length;
   }
 }
 

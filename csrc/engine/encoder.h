@@ -72,10 +72,11 @@ class Encoder {
   const KernelTable& table_;
 
  private:
-  void to_unit_length(float* rows, std::int64_t count) const;
-
   std::int64_t num_items_, dim_, window_;
   bool unit_;  // embeddings are scaled to length 1
 };
+
+/// Scales rows [count, dim] to length 1, as torch.nn.functional.normalize does.
+void scale_to_unit(float* rows, std::int64_t count, std::int64_t dim);
 
 }  // namespace seqrec

@@ -45,11 +45,11 @@ RecurrentEncoder::RecurrentEncoder(const RecurrentConfig& config, const Tensors&
   if (config.num_items * size * std::int64_t{sizeof(float)} <= kMostFoldedBytes) {
     starts_ = TableBuffer<float>(static_cast<std::size_t>(config.num_items * size));
     advise_huge_pages(starts_.data(), static_cast<std::int64_t>(starts_.size() * sizeof(float)));
-    Scratch<float> rows(std::min(config.num_items, kFoldedRows) * config.dim);
+    Scratch<float> vectors(std::min(config.num_items, kFoldedRows) * config.dim);
     for (std::int64_t item = 0; item < config.num_items; item += kFoldedRows) {
       const std::int64_t some = std::min(kFoldedRows, config.num_items - item);
-      table.topk->widen(embedding_, config.dim, nullptr, item, some, rows.data());
-      table.recurrent->project(first.problem, first.packed.data(), rows.data(), some,
+      table.topk->widen(embedding_, config.dim, nullptr, item, some, vectors.data());
+      table.recurrent->project(first.problem, first.packed.data(), vectors.data(), some,
                                starts_.data() + item * size);
     }
   }

@@ -22,7 +22,7 @@ struct TopkProblem {
   std::int64_t k;          // at least 1
 
   // Made of `blocked` and other filters by ops/topk_filter.h; what the kernels look at.
-  const std::uint64_t* open;  // bit i of the whole: item i may be chosen; null: all may
+  const std::uint64_t* open = nullptr;  // bit i of the whole: item i may be chosen; null: all may
   const std::int32_t* listed =
       nullptr;  // ascending: scan these items alone, wherever they lie; or null
   std::int64_t num_listed = 0;

@@ -346,7 +346,7 @@ def _vectors(
 
     weights = apply_weights(bundle.tensors, checked_weights(form))
     encoder = build_encoder(bundle.config, weights, device)
-    queries = np.zeros((len(known.histories), encoder.item_vectors.shape[1]), dtype=np.float32)
+    queries = np.zeros((len(known.histories), *encoder.embedding_shape), dtype=np.float32)
     rows = np.flatnonzero(np.diff(known.histories.offsets))
     for begin in range(0, len(rows), _ROWS):
         part = rows[begin : begin + _ROWS]

@@ -38,7 +38,7 @@ class ModelEngine(Protocol):
     def encode(
         self, values: NDArray[np.int32], offsets: NDArray[np.int64], threads: int = 0
     ) -> NDArray[np.float32]:
-        """User embeddings after the last event of each row."""
+        """User embeddings after the last event of each row, ``[rows, (interests,) dim]``."""
 
     def recommend(
         self,
@@ -71,7 +71,7 @@ class ModelEngine(Protocol):
         k: int,
         threads: int = 0,
     ) -> Ranking:
-        """The best items of each query."""
+        """The best items of each query ``[dim]``, or by the best of ``[interests, dim]``."""
 
 
 def checked_device(given: object) -> str:

@@ -77,6 +77,14 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
                 f"recurrent.bias_ih_l{layer}": (gates,),
                 f"recurrent.bias_hh_l{layer}": (gates,),
             }
+    interests = _whole({"interests": 1, **config}, "interests")
+    if interests > 1:
+        shapes |= {
+            "interest_head.hidden.weight": (4 * interests, dim),
+            "interest_head.hidden.bias": (4 * interests,),
+            "interest_head.scores.weight": (interests, 4 * interests),
+            "interest_head.projection": (interests, dim, dim),
+        }
     for name, shape in linears.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     return shapes
@@ -137,6 +145,7 @@ class Encoder:
         ranking_bias: the same, and minus infinity for items that are removed; an item whose score
             is minus infinity is never chosen.
         window: most recent events of a history that are read; 0: all of them.
+        interests: embeddings a user.
     """
 
     def __init__(
@@ -172,6 +181,7 @@ class Encoder:
             "dim": config["dim"],
             "layers": config["layers"],
             "max_length": config["max_length"],
+            "interests": config.get("interests", 1),
             "unit": temperature is not None,
             "sigmoid": config.get("cell_activation", "tanh") == "sigmoid",
         }
@@ -193,6 +203,13 @@ class Encoder:
                 weights["output_bias"] = self.ranking_bias
             self.engine = device_engine(device, config, weights)
         self.window: int = self.engine.window
+        self.interests: int = config.get("interests", 1)
+
+    @property
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of what a user is embedded as: ``(dim,)``, or ``(interests, dim)``."""
+        dim = int(self.item_vectors.shape[1])
+        return (dim,) if self.interests == 1 else (self.interests, dim)
 
     @property
     def native(self) -> _C.Engine:
@@ -200,7 +217,13 @@ class Encoder:
 
         Raises:
             DeviceError: the model computes on another device.
+            InputError: a user of the model has several interests.
         """
+        if self.interests > 1:
+            raise InputError(
+                f"sessions: the model has {self.interests} interests a user, of which no state is "
+                "kept; give whole histories to Recommender.recommend"
+            )
         if not isinstance(self.engine, _C.Engine):
             raise DeviceError(
                 "device: sessions keep the states of users on the CPU; load a Recommender with "
@@ -219,7 +242,7 @@ class Encoder:
             threads: cores to use at most; ``None`` takes the default of the native pool.
 
         Returns:
-            float32 ``[users, dim]``.
+            float32 ``[users, dim]``; ``[users, interests, dim]`` where there are several.
         """
         values = np.ascontiguousarray(histories.values, dtype=np.int32)
         offsets = np.ascontiguousarray(histories.offsets, dtype=np.int64)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.retrieval import Index, from_tensors
+from seqrec_fast.retrieval.interests import best_of_interests
 
 __all__ = ["RETRIEVALS", "IndexRanker", "checked_retrieval", "item_rows", "query_rows"]
 
@@ -121,8 +122,14 @@ class IndexRanker:
         if seen_values is not None and seen_offsets is not None and len(seen_values):
             seen = JaggedBatch(seen_values, seen_offsets)
         deny = None if blocked is None else blocked.view(np.bool_)
-        rows = query_rows(queries, self._bias)
-        return self.index.search(rows, k, exclude=seen, deny=deny, threads=threads or None)
+
+        def search(rows: Float, hidden: JaggedBatch[Any] | None) -> tuple[Float, NDArray[np.int64]]:
+            found = query_rows(rows, self._bias)
+            return self.index.search(found, k, exclude=hidden, deny=deny, threads=threads or None)
+
+        if queries.ndim == 3:  # several interests a user: each searches
+            return best_of_interests(queries, k, seen, search)
+        return search(queries, seen)
 
     def describe(self) -> dict[str, Any]:
         """Facts about the index, and what was measured of it, ready for JSON."""

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from seqrec_fast.engine.requests import Filter, Histories
     from seqrec_fast.engine.served import ServedModel
 
-__all__ = ["Recommendation", "answers"]
+__all__ = ["Recommendation", "answers", "told"]
 
 
 class Recommendation:
@@ -92,4 +93,37 @@ def answers(
     return [
         Recommendation.of(model, row[:n], of_row[:n])
         for row, of_row, n in zip(ids, scores, left, strict=True)
+    ]
+
+
+def told(
+    model: ServedModel,
+    histories: Histories,
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    filters: tuple[Filter, Filter],
+) -> list[Recommendation]:
+    """Answers that tell what was not known and who got the most popular items.
+
+    Args:
+        model: what ranked.
+        histories: of the whole request.
+        rows: int64 ``[users]``: the users' places in the request.
+        scores: float32 ``[users, k]``.
+        ids: int64 ``[users, k]``, -1 where nothing was left.
+        filters: allow and deny lists of the whole request.
+    """
+    allowed, denied = filters
+    has_history = histories.known.lengths[rows] > 0
+    return [
+        Recommendation.of(
+            model,
+            ids[at][ids[at] >= 0],
+            scores[at][ids[at] >= 0],
+            histories.unknown[row],
+            None if has_history[at] else "popularity",
+            allowed.unknown[row] + denied.unknown[row],
+        )
+        for at, row in enumerate(rows.tolist())
     ]

@@ -19,21 +19,23 @@ from seqrec_fast import native
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.followers import Followers
 from seqrec_fast.engine.precision import Weights
-from seqrec_fast.engine.recommendation import Recommendation, answers
+from seqrec_fast.engine.recommendation import Recommendation, answers, told
 from seqrec_fast.engine.requests import (
     Filter,
     Histories,
+    blocked_items,
     checked_indices,
     checked_threads,
     is_list,
     parse_filter,
     parse_histories,
     parse_ids,
+    read_diversity,
     shown,
     whole_number,
 )
 from seqrec_fast.engine.rules import rank_limited, read_limit, with_where
-from seqrec_fast.engine.selection import common_mask, most_similar, select_for_all
+from seqrec_fast.engine.selection import best_scores, common_mask, most_similar, select_for_all
 from seqrec_fast.engine.served import ServedModel, Source, checked_form, open_model
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -129,6 +131,7 @@ class Recommender:
         deny: Iterable[Any] | None = None,
         where: Any = None,
         limit: Mapping[str, int] | None = None,
+        diversity: float = 0.0,
     ) -> list[Recommendation]:
         """The best items for each user.
 
@@ -143,6 +146,8 @@ class Recommender:
             deny: never these; in the same two forms. ``deny`` wins over ``allow``.
             where: a rule over the item table for all users, or a list of one (or ``None``) a user.
             limit: column → how many items of each of its categories a user may get.
+            diversity: for models of several interests: what an item's score gains by being found
+                by an interest that the list has little of. See the guide to retrieval.
 
         Returns:
             One :class:`Recommendation` a user, in the order of ``histories``. Equal scores stand
@@ -153,7 +158,9 @@ class Recommender:
         """
         model = self._current
         count = min(whole_number("k", k), len(model.items))
-        if allow is None and deny is None and where is None and limit is None:
+        spread = read_diversity(diversity, model.encoder.interests)
+        plainly = where is None and limit is None and not spread
+        if allow is None and deny is None and plainly:
             plain = self._plain(model, histories, count, bool(exclude_seen))
             if plain is not None:
                 return plain
@@ -165,7 +172,7 @@ class Recommender:
         answers: list[Recommendation] = []
         for begin in range(0, users, _USERS_AT_ONCE):
             rows = np.arange(begin, min(begin + _USERS_AT_ONCE, users))
-            asked = parsed, count, bool(exclude_seen), allowed, denied, limits
+            asked = parsed, count, bool(exclude_seen), allowed, denied, limits, spread
             answers += self._answer(model, rows, *asked)
         return answers
 
@@ -202,15 +209,7 @@ class Recommender:
                 f"k: {len(known)} users with {shown(wanted)} places each fit no memory; ask for "
                 f"fewer"
             )
-        denied = _NO_FILTER
-        if blocked is not None:
-            mask = np.asarray(blocked)
-            if mask.shape != (items,) or mask.dtype != np.bool_:
-                raise InputError(
-                    f"blocked: expected bool of shape ({items},), found {mask.dtype} of "
-                    f"shape {mask.shape}"
-                )
-            denied = Filter(np.flatnonzero(mask).astype(np.int32), None, [])
+        denied = _NO_FILTER if blocked is None else blocked_items(blocked, items)
         scores = np.full((len(known), wanted), -np.inf, dtype=np.float32)
         ids = np.full((len(known), wanted), -1, dtype=np.int64)
         count = min(wanted, items)
@@ -252,18 +251,22 @@ class Recommender:
             histories: as in :meth:`recommend`.
 
         Returns:
-            float32 ``[users, 1, dim]``; zeros for a user without a known id.
+            float32 ``[users, interests, dim]``, of most models one interest; zeros for a user
+            without a known id.
 
         Raises:
             InputError: histories of another form.
         """
         model = self._current
         parsed = parse_histories(histories, model.items)
-        found = np.zeros((len(parsed.known), 1, model.scorer.items.shape[1]), dtype=np.float32)
+        encoder = model.encoder
+        shape = (len(parsed.known), encoder.interests, model.scorer.items.shape[1])
+        found = np.zeros(shape, dtype=np.float32)
         users = np.flatnonzero(parsed.known.lengths)
         for begin in range(0, len(users), _USERS_AT_ONCE):
             rows = users[begin : begin + _USERS_AT_ONCE]
-            found[rows, 0] = model.encoder.encode(parsed.known.select(rows), threads=self._threads)
+            vectors = encoder.encode(parsed.known.select(rows), threads=self._threads)
+            found[rows] = vectors.reshape(-1, *shape[1:])
         return found
 
     def score(self, history: Sequence[Any], items: Iterable[Any]) -> NDArray[np.float32]:
@@ -296,9 +299,7 @@ class Recommender:
             queries = model.encoder.encode(JaggedBatch.from_lengths(known, [len(known)]), threads=1)
         there = wanted >= 0
         found = np.full(len(wanted), np.nan, dtype=np.float32)
-        found[there] = native.item_rows(scorer.items, wanted[there]) @ queries[0]
-        if scorer.bias is not None:
-            found[there] += scorer.bias[wanted[there]]
+        found[there] = best_scores(scorer, queries[0], wanted[there])
         return found
 
     # ---------------------------------------------------------------- live users
@@ -451,23 +452,17 @@ class Recommender:
         allowed: Filter,
         denied: Filter,
         limits: Limits | None,
+        diversity: float,
     ) -> list[Recommendation]:
         """Recommendations of some users of a request."""
         known = histories.known.select(rows)
         asked = model, known, k, exclude_seen, allowed, denied, rows
-        scores, ids = rank_limited(self._rank, *asked, limits) if limits else self._rank(*asked)
-        has_history = known.lengths > 0
-        return [
-            Recommendation.of(
-                model,
-                ids[at][ids[at] >= 0],
-                scores[at][ids[at] >= 0],
-                histories.unknown[row],
-                None if has_history[at] else "popularity",
-                allowed.unknown[row] + denied.unknown[row],
-            )
-            for at, row in enumerate(rows.tolist())
-        ]
+        if limits and diversity:
+            raise InputError("limit: does not combine with diversity; give one of them")
+        scores, ids = (
+            rank_limited(self._rank, *asked, limits) if limits else self._rank(*asked, diversity)
+        )
+        return told(model, histories, rows, scores, ids, (allowed, denied))
 
     def _rank(
         self,
@@ -478,11 +473,12 @@ class Recommender:
         allowed: Filter,
         denied: Filter,
         rows: NDArray[np.int64],
+        diversity: float = 0.0,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and item indices ``[users, k]``; ``rows`` are the users' places in the request."""
         has_history = known.lengths > 0
         threads = self._threads or 0
-        common = allowed.per_user is None and denied.per_user is None
+        common = allowed.per_user is None and denied.per_user is None and not diversity
         if common and model.ranker is None and has_history.all():
             blocked = common_mask(len(model.items), allowed.common, denied.common)
             values = known.values if exclude_seen else None
@@ -490,11 +486,11 @@ class Recommender:
             return model.encoder.engine.recommend(
                 known.values, known.offsets, values, offsets, blocked, k, threads
             )
-        queries = np.zeros((len(known), model.scorer.items.shape[1]), dtype=np.float32)
+        queries = np.zeros((len(known), *model.encoder.embedding_shape), dtype=np.float32)
         part = np.flatnonzero(has_history)
         if len(part):
             queries[part] = model.encoder.encode(known.select(part), threads=self._threads)
         seen = known if exclude_seen else None
         return select_for_all(
-            model, has_history, queries, k, seen, allowed, denied, rows, self._threads
+            model, has_history, queries, k, seen, allowed, denied, rows, self._threads, diversity
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Filter",
     "Histories",
+    "blocked_items",
     "checked_indices",
     "checked_threads",
     "is_list",
     "parse_filter",
     "parse_histories",
     "parse_ids",
+    "read_diversity",
     "shown",
     "whole_number",
 ]
@@ -255,6 +258,24 @@ def checked_indices(histories: JaggedBatch[Any], items: int) -> JaggedBatch[Any]
     return histories
 
 
+def blocked_items(blocked: NDArray[Any], items: int) -> Filter:
+    """A deny list for all users.
+
+    Args:
+        blocked: bool ``[items]``, true for the items that nobody may get.
+        items: number of items.
+
+    Raises:
+        InputError: another type or shape.
+    """
+    mask = np.asarray(blocked)
+    if mask.shape != (items,) or mask.dtype != np.bool_:
+        raise InputError(
+            f"blocked: expected bool of shape ({items},), found {mask.dtype} of shape {mask.shape}"
+        )
+    return Filter(np.flatnonzero(mask).astype(np.int32), None, [])
+
+
 def checked_threads(threads: Any) -> int | None:
     """Checks the cores that one call may use; ``None`` stands for the default.
 
@@ -267,3 +288,19 @@ def checked_threads(threads: Any) -> int | None:
     if count > native.MAX_THREADS:
         raise InputError(f"threads: at most {native.MAX_THREADS}, found {count}")
     return count
+
+
+def read_diversity(given: object, interests: int) -> float:
+    """A weight of at least 0, and above it only for models of several interests.
+
+    Raises:
+        InputError: another value, or a model of one interest.
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
+        raise InputError(f"diversity: expected a number of at least 0, found {shown(given)}")
+    if given and interests == 1:
+        raise InputError(
+            "diversity: the model has one interest a user, and so no two to choose from; train "
+            "with interests=2 or more, or leave it at 0"
+        )
+    return float(given)

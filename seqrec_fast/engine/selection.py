@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from seqrec_fast.engine.requests import Filter
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.native import CompactItems, item_rows, score_topk
+from seqrec_fast.retrieval.interests import best_of_interests, diversified, repeat_rows
 
 if TYPE_CHECKING:
     from seqrec_fast.engine.served import ServedModel
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Scorer",
     "best",
+    "best_scores",
     "common_mask",
     "most_similar",
     "row_blocks",
@@ -62,7 +65,8 @@ def select(
 
     Args:
         scorer: items to choose from.
-        queries: float32 ``[rows, dim]``.
+        queries: float32 ``[rows, dim]``, or ``[rows, interests, dim]``: an item's score is then the
+            best of them.
         k: at most the number of items.
         seen: int32 item indices to leave out, one row a query, or ``None``.
         allowed: allow lists of the whole request.
@@ -107,19 +111,22 @@ def select_for_all(
     denied: Filter,
     users: NDArray[np.int64],
     threads: int | None,
+    diversity: float = 0.0,
 ) -> tuple[Scores, Ids]:
     """:func:`select` by the model, and by popularity for those of whom nothing is known.
 
     Args:
         model: what ranks.
         has_history: bool ``[rows]``.
-        queries: float32 ``[rows, dim]``; of no meaning where there is no history.
+        queries: as in :func:`select`; of no meaning where there is no history.
         k: as in :func:`select`, and so are all others.
         seen: as there.
         allowed: as there.
         denied: as there.
         users: as there.
         threads: as there.
+        diversity: above 0, the lists of users of several interests are those of
+            :func:`seqrec_fast.retrieval.interests.diversified`.
     """
     ids = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float32)
@@ -131,10 +138,31 @@ def select_for_all(
         if not len(part):
             continue
         kept = None if seen is None else seen.select(part)
-        scores[part], ids[part] = select(
+        choose = partial(select_diverse, diversity) if diversity and vectors.ndim == 3 else select
+        scores[part], ids[part] = choose(
             scorer, vectors[part], k, kept, allowed, denied, users[part], threads
         )
     return scores, ids
+
+
+def select_diverse(
+    diversity: float,
+    scorer: Scorer,
+    queries: NDArray[np.float32],
+    k: int,
+    seen: JaggedBatch[Any] | None,
+    allowed: Filter,
+    denied: Filter,
+    users: NDArray[np.int64],
+    threads: int | None,
+) -> tuple[Scores, Ids]:
+    """:func:`select` for each interest, and of what they find a list in which all have a part."""
+    rows, times, dim = queries.shape
+    hidden = None if seen is None else repeat_rows(seen, times)
+    each = np.ascontiguousarray(queries.reshape(-1, dim))
+    owners = np.repeat(users, times)
+    scores, ids = select(scorer, each, k, hidden, allowed, denied, owners, threads)
+    return diversified(scores.reshape(rows, times, k), ids.reshape(rows, times, k), k, diversity)
 
 
 def row_blocks(
@@ -172,6 +200,22 @@ def most_similar(model: ServedModel, index: int, k: int) -> tuple[Scores, Ids]:
     return cosine[found], found
 
 
+def best_scores(
+    scorer: Scorer, embedding: NDArray[np.float32], wanted: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """Scores of chosen items for one user.
+
+    Args:
+        scorer: the items.
+        embedding: float32 ``[dim]``, or ``[interests, dim]``: an item's score is the best of them.
+        wanted: int32 ``[n]``.
+    """
+    scores: NDArray[np.float32] = item_rows(scorer.items, wanted) @ embedding.T
+    if scores.ndim == 2:
+        scores = scores.max(axis=1)
+    return scores if scorer.bias is None else scores + scorer.bias[wanted]
+
+
 def best(scores: Scores, count: int) -> Ids:
     """Indices of the ``count`` largest entries, descending, equal ones by ascending index.
 
@@ -196,15 +240,21 @@ def _topk(
 ) -> tuple[Scores, Ids]:
     if scorer.rank is not None:
         return scorer.rank(queries, excluded.values, excluded.offsets, blocked, k, threads or 0)
-    return score_topk(
-        queries,
-        scorer.items,
-        k,
-        bias=None if isinstance(scorer.items, CompactItems) else scorer.bias,
-        seen=excluded,
-        blocked=blocked,
-        threads=threads,
-    )
+
+    def search(vectors: Scores, seen: JaggedBatch[Any] | None) -> tuple[Scores, Ids]:
+        return score_topk(
+            vectors,
+            scorer.items,
+            k,
+            bias=None if isinstance(scorer.items, CompactItems) else scorer.bias,
+            seen=seen,
+            blocked=blocked,
+            threads=threads,
+        )
+
+    if queries.ndim == 3:
+        return best_of_interests(queries, k, excluded, search)
+    return search(queries, excluded)
 
 
 def _among(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,10 @@ from seqrec_fast.evaluation.metrics import (
     novelty,
 )
 from seqrec_fast.evaluation.ranking import checked_scorer, rank_targets
+from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.native import score_topk
+from seqrec_fast.retrieval import Found
+from seqrec_fast.retrieval.interests import best_of_interests
 
 if TYPE_CHECKING:
     from seqrec_fast.data import Holdout, Split
@@ -55,7 +58,8 @@ def evaluate(
     """Full-ranking figures of a scorer ``queries @ items.T + bias`` on held-out events.
 
     Args:
-        queries: float32 ``[users, dim]``, aligned with the rows of ``holdout``.
+        queries: float32 ``[users, dim]`` or ``[users, interests, dim]``, aligned with the rows of
+            ``holdout``.
         items: float32 ``[items, dim]``.
         bias: float32 ``[items]`` or ``None``.
         holdout: histories (what to mask) and targets (what to rank), as item indices.
@@ -148,4 +152,10 @@ def _top_lists(
     """int64 ``[users, k]``: the items that would be shown, -1 where there is none."""
     seen = holdout.histories.select(users) if exclude_seen else None
     best = min(k, len(items))
-    return score_topk(queries[users], items, best, bias=bias, seen=seen, threads=threads)[1]
+
+    def search(rows: NDArray[np.float32], hidden: JaggedBatch[Any] | None) -> Found:
+        return Found(*score_topk(rows, items, best, bias=bias, seen=hidden, threads=threads))
+
+    if queries.ndim == 3:
+        return best_of_interests(queries[users], best, seen, search)[1]
+    return search(queries[users], seen).ids

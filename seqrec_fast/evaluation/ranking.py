@@ -44,7 +44,8 @@ def rank_targets(
     has the last rank, ``items``. Other targets of the same user stay in the ranking.
 
     Args:
-        queries: float32 ``[users, dim]``, one vector a user.
+        queries: float32 ``[users, dim]``, one vector a user; or ``[users, interests, dim]``: the
+            score of an item is then the best of a user's interests.
         items: float32 ``[items, dim]``.
         bias: float32 ``[items]``, added to the scores.
         targets: item indices to be ranked, one row a user (a row may hold several, or none).
@@ -69,9 +70,10 @@ def rank_targets(
     ranks = np.empty(len(target_values), dtype=np.int64)
     # A chunk holds whole users; only a catalogue too large for one user's row is cut as well.
     cells = max(MEMORY_BYTES // 5, 1)
-    width = min(len(x), cells)
-    rows = max(1, min(len(q), cells // width))
-    buffer = np.empty(rows * width, dtype=np.float32)
+    interests = q.shape[1] if q.ndim == 3 else 1
+    width = max(1, min(len(x), cells // interests))
+    rows = max(1, min(len(q), cells // (width * interests)))
+    buffer = np.empty(rows * interests * width, dtype=np.float32)
     with ThreadPoolExecutor(workers) as pool:
         for begin in range(0, len(q), rows):
             end = min(begin + rows, len(q))
@@ -132,9 +134,15 @@ class _Chunk:
         """Yields (first item, scores ``[users, block]`` with the seen items at minus infinity)."""
         for begin in range(0, len(self.items), self.width):
             end = min(begin + self.width, len(self.items))
-            scores = self.buffer[: len(self.queries) * (end - begin)].reshape(-1, end - begin)
+            queries = self.queries.reshape(-1, self.queries.shape[-1])
+            scores = self.buffer[: len(queries) * (end - begin)].reshape(-1, end - begin)
             with np.errstate(over="ignore", invalid="ignore"):  # judged by _checked and _count
-                np.matmul(self.queries, self.items[begin:end].T, out=scores)
+                np.matmul(queries, self.items[begin:end].T, out=scores)
+                if self.queries.ndim == 3:
+                    each = scores.reshape(*self.queries.shape[:2], end - begin)
+                    scores = each[:, 0]  # the best of all, in memory that is there already
+                    for other in range(1, each.shape[1]):
+                        np.maximum(scores, each[:, other], out=scores)
                 if self.bias is not None:
                     scores += self.bias[begin:end]
             here = (self.seen >= begin) & (self.seen < end)
@@ -184,7 +192,7 @@ def checked_scorer(
     """Checks that the three parts of a scorer fit together and hold finite numbers.
 
     Args:
-        queries: ``[users, dim]``.
+        queries: ``[users, dim]`` or ``[users, interests, dim]``.
         items: ``[items, dim]``.
         bias: ``[items]`` or ``None``.
 
@@ -194,7 +202,11 @@ def checked_scorer(
     Raises:
         InputError: names the argument, and the first row that is not finite.
     """
-    q = _matrix("queries", queries)
+    given = np.ascontiguousarray(queries, dtype=np.float32)
+    several = given.ndim == 3
+    if several and not given.shape[1]:
+        raise InputError(f"queries: expected at least one interest a user, found {given.shape}")
+    q = _matrix("queries", given.reshape(-1, given.shape[-1]) if several else given)
     x = _matrix("items", items)
     if q.shape[1] != x.shape[1]:
         raise InputError(
@@ -203,6 +215,7 @@ def checked_scorer(
         )
     if len(x) == 0:
         raise InputError("items: the catalogue is empty; give at least one item vector")
+    q = q.reshape(given.shape)
     if bias is None:
         return q, x, None
     b = np.ascontiguousarray(bias, dtype=np.float32)

@@ -13,6 +13,7 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.models.options import ModelOptions
+from seqrec_fast.nn.interests import InterestHead
 
 __all__ = ["SequenceModel"]
 
@@ -25,7 +26,8 @@ class SequenceModel(torch.nn.Module):
     """A user encoder: item sequences in, one embedding a token out.
 
     The score of item ``j`` after a token is ``embedding . output_table[j] + output_bias[j]``; with
-    a ``temperature`` both vectors have unit length and the product is divided by it.
+    a ``temperature`` both vectors have unit length and the product is divided by it. With several
+    ``interests`` a token has as many embeddings, and an item's score is the best of theirs.
     Parameters ``item_embedding.weight [items, dim]``; ``output.weight [items, dim]`` where the
     output is not tied; ``output_bias [items]`` where there is a bias.
 
@@ -49,6 +51,9 @@ class SequenceModel(torch.nn.Module):
         self.output_bias: torch.nn.Parameter | None = None
         if options.item_bias:
             self.output_bias = torch.nn.Parameter(torch.zeros(num_items))
+        self.interest_head: InterestHead | None = None
+        if options.interests > 1:
+            self.interest_head = InterestHead(options.dim, options.interests, options.dropout)
 
     @property
     def output_table(self) -> Tensor:
@@ -58,11 +63,20 @@ class SequenceModel(torch.nn.Module):
             return table
         return torch.nn.functional.normalize(table, dim=1) / self.options.temperature
 
-    def finish(self, hidden: Tensor) -> Tensor:
-        """Turns the encoder's last hidden states into user embeddings ``[tokens, dim]``."""
+    def finish(self, hidden: Tensor, batch: JaggedBatch[Tensor]) -> Tensor:
+        """Turns the encoder's last hidden states into user embeddings; see :meth:`forward`."""
+        if self.interest_head is not None:
+            items = torch.nn.functional.embedding(batch.values, self.item_embedding.weight)
+            hidden = self.interest_head(hidden, items, batch.offsets)
         if self.options.temperature is None:
             return hidden
-        return torch.nn.functional.normalize(hidden, dim=1)
+        return torch.nn.functional.normalize(hidden, dim=-1)
+
+    @property
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of what a user is embedded as: ``(dim,)``, or ``(interests, dim)``."""
+        interests = (self.options.interests,) if self.options.interests > 1 else ()
+        return (*interests, self.options.dim)
 
     @torch.no_grad()
     def scorer(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
@@ -86,7 +100,8 @@ class SequenceModel(torch.nn.Module):
             batch: int64 or int32 items, rows of at most ``max_length`` events, oldest first.
 
         Returns:
-            ``[tokens, dim]``, in the order of ``batch.values``.
+            ``[tokens, dim]``, in the order of ``batch.values``; ``[tokens, interests, dim]`` where
+            there are several.
         """
         raise TypeError(f"{type(self).__name__} does not define forward")
 
@@ -103,7 +118,7 @@ class SequenceModel(torch.nn.Module):
             tokens_per_batch: events encoded at once.
 
         Returns:
-            float32 ``[rows, dim]``.
+            float32 ``[rows, dim]``; ``[rows, interests, dim]`` where there are several.
 
         Raises:
             InputError: a history is empty.
@@ -114,7 +129,7 @@ class SequenceModel(torch.nn.Module):
             raise InputError(f"histories: row {int(np.argmin(lengths))} is empty; drop empty rows")
         # longest first, so that rows of equal length stand together
         order = np.argsort(-lengths, kind="stable")
-        result = np.empty((len(lengths), self.options.dim), dtype=np.float32)
+        result = np.empty((len(lengths), *self.embedding_shape), dtype=np.float32)
         device = self.item_embedding.weight.device
         training = self.training
         self.eval()

@@ -112,7 +112,7 @@ class DeviceEngine:
             threads: has no effect here.
 
         Returns:
-            float32 ``[rows, dim]``.
+            float32 ``[rows, dim]``; ``[rows, interests, dim]`` where there are several.
         """
         self._check_items("histories", values)
         histories: JaggedBatch[Any] = JaggedBatch(values, offsets)
@@ -150,7 +150,8 @@ class DeviceEngine:
         """The best items of each query.
 
         Args:
-            queries: float32 ``[rows, dim]``.
+            queries: float32 ``[rows, dim]``, or ``[rows, interests, dim]``: an item's score is then
+                the best of them.
             seen_values: int32 items that are left out, one row a query, or ``None``.
             seen_offsets: int64 ``[rows + 1]`` of them.
             blocked: uint8 ``[items]``, not 0 where nobody may get the item, or ``None``.
@@ -170,10 +171,13 @@ class DeviceEngine:
         if seen_values is not None:
             self._check_items("seen", seen_values)
         hidden = None if blocked is None else torch.tensor(blocked != 0, device=self.device)
-        step = max(1, SCORES_AT_ONCE // items)
+        interests = queries.shape[1] if queries.ndim == 3 else 1
+        step = max(1, SCORES_AT_ONCE // (items * interests))
         for begin in range(0, rows, step):
             end = min(begin + step, rows)
             block = torch.tensor(queries[begin:end], device=self.device) @ self._items.T
+            if queries.ndim == 3:
+                block = block.amax(dim=1)
             if self._bias is not None:
                 block += self._bias
             block.masked_fill_(block.isnan(), -torch.inf)

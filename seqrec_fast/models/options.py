@@ -47,6 +47,7 @@ class ModelOptions:
     temperature: float | None = option(
         None, "score by the cosine divided by this (default: by the inner product)"
     )
+    interests: int = option(1, "embeddings a user; an item's score is the best of them")
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -57,7 +58,7 @@ class ModelOptions:
             object.__setattr__(self, "hidden", self.dim)
         if self.embedding_dropout is None:
             object.__setattr__(self, "embedding_dropout", self.dropout)
-        for name in ("dim", "layers", "heads", "feed_forward", "hidden", "max_length"):
+        for name in ("dim", "layers", "heads", "feed_forward", "hidden", "max_length", "interests"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name}: must be a whole number of at least 1, found {value!r}")
@@ -111,6 +112,7 @@ class ModelOptions:
         Raises:
             InputError: a value is missing or out of range.
         """
+        config = {"interests": 1, **config}  # older bundles do not know the name
         names = [f.name for f in fields(cls)]
         missing = [name for name in names if name not in config]
         if missing:

@@ -44,4 +44,4 @@ class RecurrentModel(SequenceModel):
         """Embeds every token; see :meth:`SequenceModel.forward`."""
         x = self.input_dropout(self.item_embedding(batch.values))
         hidden, _ = self.recurrent(batch.with_values(x))
-        return self.finish(self.projection(self.output_dropout(hidden.values)))
+        return self.finish(self.projection(self.output_dropout(hidden.values)), batch)

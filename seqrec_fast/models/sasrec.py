@@ -90,7 +90,7 @@ class SASRec(SequenceModel):
         normed = norms[0](x)
         for block, following in zip(self.blocks, norms[1:], strict=True):
             x, normed = block(x, normed, batch.offsets, runs, following)
-        return self.finish(normed)
+        return self.finish(normed, batch)
 
     def _norms(self) -> list[LayerNorm]:
         """The norm that each block begins with, and the last one."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
-_CUTOFFS = (5, 10, 20)
+_CUTOFFS = (5, 10, 20, 50)
 # torch has one generator and one number of threads for the whole process
 _TURN = threading.RLock()
 
@@ -188,6 +188,7 @@ class _Fit:
 
     def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         """Refuses a checkpoint of another run and names what differs."""
+        before = {"interests": 1, **before}  # older checkpoints do not know the name
         differ = [name for name in now if name not in before or before[name] != now[name]]
         if not differ:
             return

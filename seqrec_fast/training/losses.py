@@ -21,6 +21,7 @@ __all__ = ["NegativeSampler", "Objective", "bce_with_negatives", "make_objective
 Objective = Callable[[SequenceModel, Tensor, Tensor, "Tensor | None", np.random.Generator], Tensor]
 
 _CHUNK_NEGATIVES = 65_536
+_CHUNK_LOGITS = 1 << 18  # held at once; a second-level cache has room for them
 
 
 class NegativeSampler:
@@ -87,13 +88,82 @@ def bce_with_negatives(
     return (loss * token_weights).sum() / token_weights.sum().clamp(min=1e-12)
 
 
+def interests_objective(plain: Objective) -> Objective:
+    """The objective of tokens with several interests, from that of a token's single embedding.
+
+    The classes are the pairs of an item and an interest, ``p(j, k) ~ exp(h_k . w_j + b_j)``, and a
+    token's loss is ``-log sum_k p(target, k)``: all interests compete for every item, as they do
+    when the model serves. With ``Z_k = sum_j exp(h_k . w_j + b_j)`` this is
+    ``log sum_k Z_k - log sum_k exp(s_k)``, ``s_k`` being the target's scores. The gradient of the
+    first part is that of every interest's own ``log Z_k`` weighted by its share of the sum, so
+    that one call of ``plain`` with the shares as weights gives it.
+
+    Args:
+        plain: mean loss ``log Z - s`` of ``hidden [tokens, dim]`` with weights.
+    """
+
+    def objective(
+        model: SequenceModel,
+        hidden: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        generator: np.random.Generator,
+    ) -> Tensor:
+        if hidden.ndim == 2:
+            return plain(model, hidden, targets, weights, generator)
+        tokens, interests, dim = hidden.shape
+        table, bias = model.output_table, model.output_bias
+        vectors = torch.nn.functional.embedding(targets, table)
+        scores = torch.bmm(hidden, vectors.unsqueeze(2)).squeeze(2)
+        if bias is not None:
+            scores = scores + bias[targets].unsqueeze(1)
+        if weights is None:
+            weights = hidden.new_ones(tokens)
+        rows = hidden.reshape(-1, dim)
+        masses = log_masses(rows.detach(), table.detach(), bias).view(tokens, interests)
+        share = masses.softmax(dim=1)
+        each = plain(
+            model,
+            rows,
+            targets.repeat_interleave(interests),
+            (share * weights.unsqueeze(1)).reshape(-1),
+            generator,
+        )
+        # What `each` has beside the gradient that is wanted: the shares' own targets, and a value.
+        value = masses.logsumexp(dim=1) - (share * masses).sum(dim=1)
+        rest = (share * scores).sum(dim=1) - scores.logsumexp(dim=1) + value
+        return each + (rest * weights).sum() / weights.sum().clamp(min=1e-12)
+
+    return objective
+
+
+@torch.no_grad()
+def log_masses(hidden: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+    """``log sum_j exp(h . w_j + b_j)`` of each row of ``hidden [rows, dim]``, without gradient."""
+    found = hidden.new_empty(len(hidden))
+    step = max(1, _CHUNK_LOGITS // len(table))
+    for begin in range(0, len(hidden), step):
+        part = slice(begin, begin + step)
+        logits = hidden[part] @ table.T
+        if bias is not None:
+            logits += bias
+        top = logits.amax(dim=1, keepdim=True)
+        # in place: torch.logsumexp makes further tensors of this size
+        found[part] = logits.sub_(top).exp_().sum(dim=1).log_().add_(top.squeeze(1))
+    return found
+
+
 def make_objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> Objective:
-    """The objective that the options name.
+    """The objective that the options name, for tokens of one interest or several.
 
     Args:
         options: ``loss``, ``negatives`` and ``sampling_power`` are read.
         popularity: int64 ``[items]``, training events of each item.
     """
+    return interests_objective(_objective(options, popularity))
+
+
+def _objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> Objective:
     if options.loss == "cross_entropy":
         return _full
     sampler = NegativeSampler(popularity, options.sampling_power)

@@ -34,10 +34,10 @@ _CRITERION = "NDCG@10"
 
 
 def embed_histories(model: SequenceModel, holdout: Holdout) -> NDArray[np.float32]:
-    """float32 ``[users, dim]``: user embeddings; zeros for a user without history."""
+    """User embeddings ``[users, (interests,) dim]``; zeros for a user without history."""
     lengths = np.diff(holdout.histories.offsets)
     known = np.flatnonzero(lengths)
-    result = np.zeros((len(lengths), model.options.dim), dtype=np.float32)
+    result = np.zeros((len(lengths), *model.embedding_shape), dtype=np.float32)
     result[known] = model.encode(holdout.histories.select(known))
     return result
 

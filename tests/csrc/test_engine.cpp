@@ -72,8 +72,9 @@ std::unique_ptr<Model> sasrec() {
     w.linear(block + ".feed_forward.down", kDim, kInner);
   }
   const SasrecConfig config{kItems, kDim, kHeads, kInner, 2, kWindow, false};
-  made->engine = std::make_shared<Engine>(
-      std::make_unique<SasrecEncoder>(config, w.tensors, kernels()), items, nullptr, 2, kernels());
+  made->engine =
+      std::make_shared<Engine>(std::make_unique<SasrecEncoder>(config, w.tensors, kernels()),
+                               nullptr, items, nullptr, nullptr, 2, kernels());
   return made;
 }
 
@@ -92,8 +93,9 @@ std::unique_ptr<Model> recurrent(RecurrentCell cell) {
   w.linear("projection", kDim, kHidden);
   const float* bias = w.add("output_bias", kItems);
   const RecurrentConfig config{cell, CellActivation::kTanh, kItems, kDim, kHidden, 2, false};
-  made->engine = std::make_shared<Engine>(
-      std::make_unique<RecurrentEncoder>(config, w.tensors, kernels()), items, bias, 2, kernels());
+  made->engine =
+      std::make_shared<Engine>(std::make_unique<RecurrentEncoder>(config, w.tensors, kernels()),
+                               nullptr, items, bias, nullptr, 2, kernels());
   return made;
 }
 

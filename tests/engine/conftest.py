@@ -20,7 +20,9 @@ from tests.engine.reference import ReferenceEncoder
 ITEMS = 60
 
 
-def make_bundle(model: str = "sasrec", *, text_ids: bool = True, bias: bool = True) -> Bundle:
+def make_bundle(
+    model: str = "sasrec", *, text_ids: bool = True, bias: bool = True, **options: Any
+) -> Bundle:
     config: dict[str, Any] = {
         "model": model,
         "num_items": ITEMS,
@@ -33,6 +35,7 @@ def make_bundle(model: str = "sasrec", *, text_ids: bool = True, bias: bool = Tr
         "cell_activation": "tanh",
         "tied_output": True,
         "item_bias": bias,
+        **options,
     }
     rng = np.random.default_rng(5)
     return Bundle(
@@ -62,7 +65,9 @@ class Definition:
         if not known:
             return self.bundle.popularity.astype(np.float32)
         query = self.encoder.encode(JaggedBatch.from_lists([known]))[0]
-        found = self.encoder.item_vectors @ query
+        found = self.encoder.item_vectors @ query.T
+        if found.ndim == 2:
+            found = found.max(axis=1)
         return found if self.encoder.item_bias is None else found + self.encoder.item_bias
 
     def answer(

@@ -41,10 +41,24 @@ class ReferenceEncoder:
         self.item_bias = self.w.get("output_bias")
 
     def encode(self, histories: JaggedBatch[Any]) -> Array:
-        """``[users, dim]`` after the last event of each history."""
-        rows = [self._last(np.asarray(row)) for row in histories]
+        """``[users, (interests,) dim]`` after the last event of each history."""
+        rows = [self._interests(np.asarray(row)) for row in histories]
         found = np.stack(rows) if rows else np.empty((0, self.config["dim"]))
         return found if self.temperature is None else unit(found)
+
+    def _interests(self, items: Array) -> Array:
+        hidden = self._last(items)
+        if self.config.get("interests", 1) == 1:
+            return hidden
+        if self.config["model"] == "sasrec":
+            items = items[-self.config["max_length"] :]
+        vectors = self.w["item_embedding.weight"][items]
+        inner = np.tanh(self._linear("interest_head.hidden", vectors))
+        logits = np.clip(inner @ self.w["interest_head.scores.weight"].T, -20, 20)
+        weights = np.exp(logits - logits.max(axis=0))
+        pooled = (weights / weights.sum(axis=0)).T @ vectors
+        projected = np.einsum("ked,kd->ke", self.w["interest_head.projection"], pooled)
+        return hidden + projected
 
     def _last(self, items: Array) -> Array:
         if self.config["model"] == "sasrec":

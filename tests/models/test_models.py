@@ -25,6 +25,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"layers": 3, "heads": 4, "feed_forward": 2, "hidden": 12},
     {"temperature": 0.1, "item_bias": True},
     {"tied_output": False, "cell_activation": "sigmoid"},
+    {"interests": 2},
+    {"interests": 3, "temperature": 0.1, "item_bias": True, "tied_output": False},
 ]
 
 
