@@ -152,7 +152,9 @@ def _top_lists(
     seen = holdout.histories.select(users) if exclude_seen else None
     best = min(k, len(items))
 
-    def search(rows: NDArray[np.float32], hidden: JaggedBatch[Any] | None) -> tuple[Any, Any]:
+    def search(
+        rows: NDArray[np.float32], hidden: JaggedBatch[Any] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         return score_topk(rows, items, best, bias=bias, seen=hidden, threads=threads)
 
     if queries.ndim == 3:
