@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_figures import kernel_table, topk_table
+from benchmarks.quality.interests import FIGURES as interest_figures
 from benchmarks.retrieval_figures import filters_table, retrieval_table
 from benchmarks.serving_figures import (
     engine_table,
@@ -40,6 +41,7 @@ PICTURES = ROOT / "docs" / "assets"
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "quality.md",
+    ROOT / "docs" / "interests.md",
     ROOT / "docs" / "benchmarks.md",
     ROOT / "docs" / "engine.md",
     ROOT / "docs" / "retrieval.md",
@@ -93,6 +95,19 @@ def _quality() -> str:
             )
     header = ["data, model", "protocol", "HR@10", "NDCG@10", "popularity NDCG@10", "seeds"]
     return _rows([*header, "training"], rows)
+
+
+def _interests() -> str:
+    rows = []
+    for path in sorted((RESULTS / "quality").glob("interests-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for interests, figures in found["summary"].items():
+            if not interests.isdigit():
+                continue
+            of_same = [r for r in found["runs"] if str(r["interests"]) == interests]
+            shown = [f"{figures[name]:.4f}" for name in interest_figures]
+            rows.append([_NAMES[found["recipe"]], interests, *shown, str(len(of_same))])
+    return _rows(["data, model", "interests", *interest_figures, "seeds"], rows)
 
 
 def _figure(figures: dict[str, float], metric: str) -> str:
@@ -205,6 +220,7 @@ def _roofs() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "quality": _quality,
+    "interests": _interests,
     "start": _start,
     "roofline": _roofs,
     "topk": partial(topk_table, RESULTS),

@@ -21,7 +21,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.quality.recipes import RECIPES, Recipe
 from seqrec_fast import data, training
 
-_RESULTS = Path(__file__).parents[1] / "results" / "quality"
+RESULTS = Path(__file__).parents[1] / "results" / "quality"
 
 
 def measure(recipe: Recipe, folder: Path, seed: int, threads: int) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in given.recipes or RECIPES:
         recipe = RECIPES[name]
-        path = _RESULTS / f"{name}.json"
+        path = RESULTS / f"{name}.json"
         runs: list[dict[str, Any]] = []
         if path.exists():
             runs = json.loads(path.read_text(encoding="utf-8"))["runs"]

@@ -20,6 +20,9 @@ __all__ = ["NegativeSampler", "Objective", "bce_with_negatives", "make_objective
 #: mean loss of ``hidden [tokens, dim]`` against ``targets [tokens]`` with optional weights
 Objective = Callable[[SequenceModel, Tensor, Tensor, "Tensor | None", np.random.Generator], Tensor]
 
+#: weighted mean loss of rows ``[rows, dim]`` with weights ``[rows]``
+RowLoss = Callable[[Tensor, Tensor], Tensor]
+
 _CHUNK_NEGATIVES = 65_536
 _CHUNK_LOGITS = 1 << 18  # held at once; a second-level cache has room for them
 
@@ -59,7 +62,7 @@ def bce_with_negatives(
     token's own target does not count.
 
     Args:
-        hidden: ``[tokens, dim]``.
+        hidden: ``[tokens, dim]``, or ``[tokens, interests, dim]``: a score is the best of them.
         weight: ``[items, dim]``.
         targets: int64 ``[tokens]``.
         negatives: int64 ``[tokens, samples]``.
@@ -76,8 +79,9 @@ def bce_with_negatives(
     for begin in range(0, hidden.shape[0], step):
         part = slice(begin, begin + step)
         h, y, n = hidden[part], targets[part], negatives[part]
-        right = (h * weight[y]).sum(dim=1)
-        wrong = torch.bmm(weight[n], h.unsqueeze(2)).squeeze(2)
+        several = h if h.ndim == 3 else h.unsqueeze(1)
+        right = torch.bmm(several, weight[y].unsqueeze(2)).squeeze(2).amax(dim=1)
+        wrong = torch.bmm(weight[n], several.transpose(1, 2)).amax(dim=2)
         if bias is not None:
             right, wrong = right + bias[y], wrong + bias[n]
         other = (n != y[:, None]).to(h.dtype)
@@ -88,53 +92,33 @@ def bce_with_negatives(
     return (loss * token_weights).sum() / token_weights.sum().clamp(min=1e-12)
 
 
-def interests_objective(plain: Objective) -> Objective:
-    """The objective of tokens with several interests, from that of a token's single embedding.
+def interests_loss(
+    hidden: Tensor, scores: Tensor, weights: Tensor | None, masses: Tensor, each: RowLoss
+) -> Tensor:
+    """Weighted mean cross-entropy of tokens with several interests.
 
     The classes are the pairs of an item and an interest, ``p(j, k) ~ exp(h_k . w_j + b_j)``, and a
     token's loss is ``-log sum_k p(target, k)``: all interests compete for every item, as they do
-    when the model serves. With ``Z_k = sum_j exp(h_k . w_j + b_j)`` this is
-    ``log sum_k Z_k - log sum_k exp(s_k)``, ``s_k`` being the target's scores. The gradient of the
-    first part is that of every interest's own ``log Z_k`` weighted by its share of the sum, so
-    that one call of ``plain`` with the shares as weights gives it.
+    when the model serves. With ``Z_k = sum_j exp(h_k . w_j + b_j)`` and the target's scores ``s_k``
+    this is ``log sum_k Z_k - log sum_k exp(s_k)``. The gradient of its first part is that of every
+    interest's own ``log Z_k``, weighted by its share of the sum: one call of the loss of single
+    embeddings, with the shares as weights, gives it.
 
     Args:
-        plain: mean loss ``log Z - s`` of ``hidden [tokens, dim]`` with weights.
+        hidden: ``[tokens, interests, dim]``.
+        scores: ``[tokens, interests]``, ``s_k``.
+        weights: ``[tokens]`` or None.
+        masses: ``[tokens, interests]``, ``log Z_k`` without gradient.
+        each: weighted mean of ``log Z - s`` over rows ``[tokens * interests, dim]``, given weights.
     """
-
-    def objective(
-        model: SequenceModel,
-        hidden: Tensor,
-        targets: Tensor,
-        weights: Tensor | None,
-        generator: np.random.Generator,
-    ) -> Tensor:
-        if hidden.ndim == 2:
-            return plain(model, hidden, targets, weights, generator)
-        tokens, interests, dim = hidden.shape
-        table, bias = model.output_table, model.output_bias
-        vectors = torch.nn.functional.embedding(targets, table)
-        scores = torch.bmm(hidden, vectors.unsqueeze(2)).squeeze(2)
-        if bias is not None:
-            scores = scores + bias[targets].unsqueeze(1)
-        if weights is None:
-            weights = hidden.new_ones(tokens)
-        rows = hidden.reshape(-1, dim)
-        masses = log_masses(rows.detach(), table.detach(), bias).view(tokens, interests)
-        share = masses.softmax(dim=1)
-        each = plain(
-            model,
-            rows,
-            targets.repeat_interleave(interests),
-            (share * weights.unsqueeze(1)).reshape(-1),
-            generator,
-        )
-        # What `each` has beside the gradient that is wanted: the shares' own targets, and a value.
-        value = masses.logsumexp(dim=1) - (share * masses).sum(dim=1)
-        rest = (share * scores).sum(dim=1) - scores.logsumexp(dim=1) + value
-        return each + (rest * weights).sum() / weights.sum().clamp(min=1e-12)
-
-    return objective
+    share = masses.softmax(dim=1)
+    if weights is None:
+        weights = hidden.new_ones(len(hidden))
+    mean = each(hidden.reshape(-1, hidden.shape[2]), (share * weights.unsqueeze(1)).reshape(-1))
+    # What `mean` has beside the gradient that is wanted: the shares' own targets, and a value.
+    value = masses.logsumexp(dim=1) - (share * masses).sum(dim=1)
+    rest = (share * scores).sum(dim=1) - scores.logsumexp(dim=1) + value
+    return mean + (rest * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
 @torch.no_grad()
@@ -154,16 +138,12 @@ def log_masses(hidden: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def make_objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> Objective:
-    """The objective that the options name, for tokens of one interest or several.
+    """The objective that the options name; ``hidden`` may be ``[tokens, interests, dim]``.
 
     Args:
         options: ``loss``, ``negatives`` and ``sampling_power`` are read.
         popularity: int64 ``[items]``, training events of each item.
     """
-    return interests_objective(_objective(options, popularity))
-
-
-def _objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> Objective:
     if options.loss == "cross_entropy":
         return _full
     sampler = NegativeSampler(popularity, options.sampling_power)
@@ -178,16 +158,31 @@ def _objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> Objec
     ) -> Tensor:
         drawn = sampler.draw(count, generator)
         # log of the expected number of times an item is among the samples
-        log_q = sampler.log_probability + float(np.log(count))
-        return sampled_cross_entropy(
-            hidden,
-            model.output_table,
-            targets,
-            drawn,
-            model.output_bias,
-            log_q_negatives=log_q[drawn],
-            token_weights=weights,
-        )
+        log_q = (sampler.log_probability + float(np.log(count)))[drawn]
+        table, bias = model.output_table, model.output_bias
+        interests = hidden.shape[1] if hidden.ndim == 3 else 1
+
+        def each(rows: Tensor, row_weights: Tensor | None) -> Tensor:
+            return sampled_cross_entropy(
+                rows,
+                table,
+                targets.repeat_interleave(interests) if interests > 1 else targets,
+                drawn,
+                bias,
+                log_q_negatives=log_q,
+                token_weights=row_weights,
+            )
+
+        if hidden.ndim == 2:
+            return each(hidden, weights)
+        scores = _target_scores(hidden, table, targets, bias)
+        with torch.no_grad():
+            shift = -log_q if bias is None else bias[drawn] - log_q
+            wrong = hidden @ table[drawn].T + shift
+            same = drawn == targets.unsqueeze(1)
+            wrong = wrong.masked_fill(same.unsqueeze(1), -torch.inf)
+            masses = torch.logaddexp(wrong.logsumexp(dim=2), scores)
+        return interests_loss(hidden, scores, weights, masses, each)
 
     def bce(
         model: SequenceModel,
@@ -216,6 +211,23 @@ def _full(
     weights: Tensor | None,
     generator: np.random.Generator,
 ) -> Tensor:
-    return linear_cross_entropy(
-        hidden, model.output_table, targets, model.output_bias, token_weights=weights
-    )
+    table, bias = model.output_table, model.output_bias
+    if hidden.ndim == 2:
+        return linear_cross_entropy(hidden, table, targets, bias, token_weights=weights)
+    interests = hidden.shape[1]
+    rows = hidden.detach().reshape(-1, hidden.shape[2])
+    masses = log_masses(rows, table.detach(), bias).view(-1, interests)
+    repeated = targets.repeat_interleave(interests)
+
+    def each(vectors: Tensor, row_weights: Tensor) -> Tensor:
+        return linear_cross_entropy(vectors, table, repeated, bias, token_weights=row_weights)
+
+    scores = _target_scores(hidden, table, targets, bias)
+    return interests_loss(hidden, scores, weights, masses, each)
+
+
+def _target_scores(hidden: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+    """``[tokens, interests]``: what each interest gives the target."""
+    vectors = torch.nn.functional.embedding(targets, table)
+    scores = torch.bmm(hidden, vectors.unsqueeze(2)).squeeze(2)
+    return scores if bias is None else scores + bias[targets].unsqueeze(1)

@@ -16,7 +16,7 @@ import torch
 import seqrec_fast as sf
 from seqrec_fast import data
 from seqrec_fast.errors import InputError, TrainingError
-from seqrec_fast.models import MODELS
+from seqrec_fast.models import MODELS, model_from_config
 from seqrec_fast.training import Run, fit
 
 SMALL: dict[str, Any] = {
@@ -52,6 +52,39 @@ def test_learns_what_popularity_cannot(split: data.Split, model: str, loss: str)
     assert found > 2 * baseline
     assert run.history[-1]["loss"] < run.history[0]["loss"]
     assert "strict" in run.metrics["test"]["protocol"]
+
+
+@pytest.mark.parametrize("model", ["sasrec", "gru"])
+def test_several_interests_learn_resume_and_serve(
+    split: data.Split, tmp_path: Path, model: str
+) -> None:
+    options = {**SMALL, "model": model, "interests": 3, "epochs": 6, "patience": 6, "refit": True}
+    run = fit(split, **options)
+    baseline = run.metrics["popularity"]["values"]["NDCG@10"]
+    assert run.metrics["test"]["values"]["NDCG@10"] > 2 * baseline
+    assert run.history[5]["loss"] < 0.8 * run.history[0]["loss"]
+    checkpoint = tmp_path / "checkpoint"
+    with pytest.raises(Stop):
+        fit(split, checkpoint=checkpoint, **{**options, "progress": crash_after(2)})
+    assert_same(fit(split, checkpoint=checkpoint, resume=True, **options), run)
+    run.save(tmp_path / "bundle")
+    served = sf.Recommender.load(tmp_path / "bundle")
+    found = served.embed([[1, 2, 3]])[0]
+    want = run.model.encode(sf.JaggedBatch.from_lists([split.items.encode([1, 2, 3])]))[0]
+    assert found.shape == (3, 16)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(want), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bundle_from_before_several_interests_loads(split: data.Split, tmp_path: Path) -> None:
+    run = fit(split, epochs=1, **SMALL)
+    run.save(tmp_path / "bundle")
+    content = sf.bundle.load(tmp_path / "bundle")
+    older = replace(content, config={n: v for n, v in content.config.items() if n != "interests"})
+    assert len(older.config) == len(content.config) - 1
+    want = sf.Recommender(content).embed([[1, 2]])
+    assert (sf.Recommender(older).embed([[1, 2]]) == want).all()
+    again = model_from_config(older.config)
+    again.load_state_dict(run.model.state_dict())
 
 
 def test_sgd_mini_batch_and_full_batch_learn(split: data.Split) -> None:

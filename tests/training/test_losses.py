@@ -68,6 +68,60 @@ def test_sampled_softmax_with_correction_tends_to_the_full_loss() -> None:
     assert np.mean(got) == pytest.approx(want, rel=0.05)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "sampled_softmax", "bce"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_losses_of_several_interests_are_their_formulas(loss: str, weighted: bool) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelOptions(dim=4, heads=1, item_bias=True), 20).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    hidden = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(20, (7,))
+    weights = torch.rand(7, dtype=torch.float64) if weighted else None
+    options = TrainingOptions(loss=loss, negatives=9)
+    popularity = np.arange(20)
+    objective = make_objective(options, popularity)
+    got = objective(model, hidden, targets, weights, np.random.default_rng(4))
+
+    assert model.output_bias is not None
+    scores = torch.einsum("tkd,nd->tkn", hidden, model.output_table) + model.output_bias
+    sampler = NegativeSampler(popularity, options.sampling_power)
+    generator = np.random.default_rng(4)
+    right = scores[torch.arange(7), :, targets]
+    if loss == "cross_entropy":
+        each = scores.flatten(1).logsumexp(1) - right.logsumexp(1)
+    elif loss == "sampled_softmax":
+        drawn = sampler.draw(9, generator)
+        wrong = scores[:, :, drawn] - (sampler.log_probability[drawn] + np.log(9)).double()
+        wrong = wrong.masked_fill((drawn == targets[:, None])[:, None], -torch.inf)
+        each = torch.cat([wrong.flatten(1), right], 1).logsumexp(1) - right.logsumexp(1)
+    else:
+        drawn = sampler.draw(63, generator).view(7, 9)
+        best = scores.amax(1)
+        log_sigmoid = torch.nn.functional.logsigmoid
+        negative = log_sigmoid(-best.gather(1, drawn)) * (drawn != targets[:, None])
+        each = -log_sigmoid(best[torch.arange(7), targets]) - negative.sum(1)
+    share = torch.ones(7, dtype=torch.float64) if weights is None else weights
+    want = (each * share).sum() / share.sum()
+    torch.testing.assert_close(got, want)
+    parts = (hidden, model.item_embedding.weight, model.output_bias)
+    for a, b in zip(torch.autograd.grad(got, parts), torch.autograd.grad(want, parts), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_equal_interests_have_the_loss_of_one() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelOptions(dim=4, heads=1), 20)
+    one, targets = torch.randn(6, 4), torch.randint(20, (6,))
+    objective = make_objective(TrainingOptions(), np.arange(20))
+    generator = np.random.default_rng(0)
+    same = one.unsqueeze(1).repeat(1, 3, 1)
+    torch.testing.assert_close(
+        objective(model, same, targets, None, generator),
+        objective(model, one, targets, None, generator),
+    )
+
+
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     options = TrainingOptions(schedule="cosine", warmup_steps=4)
     factors = [learning_rate_factor(step, 24, options) for step in range(25)]
