@@ -12,14 +12,22 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib import import_module, metadata
 from typing import Any
 
 from seqrec_fast.errors import DeviceError, InputError, MissingExtraError
 
-__all__ = ["abilities", "faiss", "gpu_problem", "installed", "openmp_threads", "require_gpu"]
+__all__ = [
+    "abilities",
+    "faiss",
+    "gpu_problem",
+    "installed",
+    "openmp_threads",
+    "require_gpu",
+    "safe_after_fork",
+]
 
 #: what a build must have for each kind on the GPU
 GPU_KINDS = {
@@ -144,6 +152,11 @@ def openmp_threads(module: Any, threads: int) -> Iterator[None]:
         yield
     finally:
         module.omp_set_num_threads(before)
+
+
+def safe_after_fork(module: Any) -> AbstractContextManager[None]:
+    """For calls that leave the number of threads to OpenMP: one thread in a forked process."""
+    return openmp_threads(module, module.omp_get_max_threads())
 
 
 @cache

@@ -397,3 +397,44 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(faiss_library, "import_module", broken)
     with pytest.raises(MissingExtraError, match=r"cannot be loaded \(libcublas.so.12: cannot open"):
         faiss_library.faiss()
+
+
+# ------------------------------------------------------------------ other search options
+
+
+TUNED = {"ivf": {"nprobe": 1}, "ivfpq": {"nprobe": 1}, "hnsw": {"ef_search": 1}}
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_tuned_shares_the_data_and_parts_before_a_change(kind: str) -> None:
+    index = retrieval.build(VECTORS, kind=kind)
+    index.remove([5])
+    before = index.search(QUERIES, 10)
+    other = index.tuned(**TUNED[kind])
+    assert other._structure is index._structure
+    assert other.options() == index.options() | TUNED[kind]
+    expected = retrieval.build(VECTORS, kind=kind, **TUNED[kind])
+    expected.remove([5])
+    for one, two in zip(other.search(QUERIES, 10), expected.search(QUERIES, 10), strict=True):
+        np.testing.assert_array_equal(one, two)
+    best = QUERIES[:1] * 100
+    assert other.add(best)[0] == index.size == 300
+    other.update([7], -best)
+    assert other.search(QUERIES[:1], 1).ids[0, 0] == 300
+    np.testing.assert_array_equal(other.vectors([7]), -best)
+    np.testing.assert_array_equal(index.vectors([7]), VECTORS[7:8])
+    for one, two in zip(index.search(QUERIES, 10), before, strict=True):
+        np.testing.assert_array_equal(one, two)
+    alone = index._structure
+    index.update([7], best)  # nobody shares it any more
+    assert index._structure is alone
+    assert index.search(QUERIES[:1], 1).ids[0, 0] == 7
+
+
+def test_tuned_takes_search_options_alone() -> None:
+    with pytest.raises(InputError, match=r"^nlist: only nprobe can be tuned; build anew"):
+        retrieval.build(VECTORS, kind="ivf").tuned(nlist=3)
+    with pytest.raises(InputError, match=r"^nprobe: expected a whole number"):
+        retrieval.build(VECTORS, kind="ivf").tuned(nprobe=0)
+    with pytest.raises(InputError, match=r"'flat': it has none that act in a search alone"):
+        retrieval.build(VECTORS, kind="flat").tuned(nprobe=3)
