@@ -288,8 +288,9 @@ def test_a_forked_process_can_search_and_change() -> None:
         """
         import os, threading, numpy as np
         from seqrec_fast import retrieval
-        x = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)
+        x = np.random.default_rng(0).standard_normal((600, 16)).astype(np.float32)
         indexes = [retrieval.build(x, kind=kind) for kind in ("flat", "ivf", "ivfpq", "hnsw")]
+        tuned = {"ivf": {"nprobe": 3}, "ivfpq": {"nprobe": 3}, "hnsw": {"ef_search": 9}}
         done = threading.Event()
         def search():
             while not done.is_set():
@@ -298,13 +299,21 @@ def test_a_forked_process_can_search_and_change() -> None:
         threads = [threading.Thread(target=search) for _ in range(2)]
         [thread.start() for thread in threads]
         expected = [index.search(x[:40], 5, threads=2).ids for index in indexes]
-        for _ in range(3):
+        for _ in range(2):
             child = os.fork()
             if child == 0:
                 for index, ids in zip(indexes, expected):
                     assert (index.search(x[:40], 5, threads=2).ids == ids).all()
                     index.add(x[:1] * 100)
                     index.update([1], x[:1])
+                    index.remove([2])
+                    assert 600 in index.search(x[:1], 5, threads=2).ids
+                    new = retrieval.build(x[:300], kind=index.kind)
+                    new.add(np.concatenate([x] * 2))  # lists are made anew
+                    again = retrieval.from_tensors(new.to_tensors())
+                    if index.kind in tuned:
+                        again = again.tuned(**tuned[index.kind])
+                    again.search(x[:40], 5, threads=2)
                 os._exit(0)
             assert os.waitpid(child, 0)[1] == 0
         done.set()
