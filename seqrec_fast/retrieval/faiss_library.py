@@ -74,11 +74,17 @@ def abilities() -> dict[str, Any]:
     """What can run, ready for JSON; raises nothing.
 
     Returns:
-        ``version`` (``None`` where it cannot be used), ``distributions``, ``gpus`` (their number),
-        ``reason`` (why it cannot be used, or ``None``), ``simd`` and ``kinds``: for each kind on
-        the GPU why it cannot run, or ``None``.
+        ``version`` (``None`` where it cannot be used), ``distributions``, ``gpu_build`` (whether
+        it is built for GPUs), ``gpus`` (their number), ``reason`` (why it cannot be used, or
+        ``None``), ``options`` (of its compilation) and ``kinds``: for each kind on the GPU why it
+        cannot run, or ``None``.
     """
-    facts: dict[str, Any] = {"version": None, "distributions": installed(), "gpus": 0}
+    facts: dict[str, Any] = {
+        "version": None,
+        "distributions": installed(),
+        "gpu_build": False,
+        "gpus": 0,
+    }
     try:
         module = faiss()
     except (MissingExtraError, InputError) as error:
@@ -91,6 +97,7 @@ def abilities() -> dict[str, Any]:
     return {
         **facts,
         "version": module.__version__,
+        "gpu_build": all(hasattr(module, name) for name in _GPU_BASE),
         "gpus": _gpus(module),
         "reason": None,
         "options": module.get_compile_options().strip(),
