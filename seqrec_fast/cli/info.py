@@ -67,7 +67,7 @@ def run(args: Namespace) -> int:
 
 
 def installation() -> dict[str, Any]:
-    """Versions, processor, native code, faiss and what each operation can run on; ready for JSON."""
+    """Versions, processor, native code, faiss, what each operation runs on; ready for JSON."""
     from seqrec_fast import __version__
     from seqrec_fast.retrieval import faiss_library
 

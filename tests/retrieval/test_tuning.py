@@ -241,9 +241,7 @@ def test_every_kind_is_tried_in_some_way() -> None:
 @pytest.mark.parametrize(
     ("kind", "option"), [("ivf", "nprobe"), ("ivfpq", "nprobe"), ("hnsw", "ef_search")]
 )
-def test_kinds_of_faiss_are_walked(
-    kind: str, option: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kinds_of_faiss_are_walked(kind: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setattr(tuning, "_OUT_OF_RACE", 1e9)
     slow_exact(monkeypatch)
