@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``seqrec-fast bench``: the speed of the kernels on this machine, beside other libraries."""
+"""``seqrec-fast bench``: the speed of kernels and of indexes on a GPU, beside others."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ EPILOG = """\
 Every contender is warmed up and timed in turn with the others; the median counts. A case whose
 error against float64 is too great is red, and its time does not count. Rivals that are not
 installed are left out: pip install 'seqrec-fast[bench]'. Close other programs first.
+"gpu" compares the recall of each gpu-* kind of index with the exact search, then times those that
+find enough, beside flat and hnsw on the CPU; of the options it takes --threads, --budget, --json.
 
 examples:
   seqrec-fast bench kernels --operation linear --threads 1
   seqrec-fast bench kernels --operation recurrent --match "lstm 256" --budget 10
   seqrec-fast bench kernels --threads 1 2 --out results --plot
   seqrec-fast bench kernels --list
+  seqrec-fast bench gpu --json
 """
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("what", metavar="WHAT", choices=["kernels"], help="kernels")
+    parser.add_argument("what", metavar="WHAT", choices=["kernels", "gpu"], help="kernels or gpu")
     parser.add_argument(
         "--operation",
         nargs="+",
@@ -66,6 +69,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Carries the command out and returns the exit code: 1 where an error was too great."""
+    if args.what == "gpu":
+        return _gpu(args)
     if args.plot and args.out is None:
         raise InputError("--plot: needs a folder; give --out FOLDER")
     if args.budget <= 0:
@@ -92,6 +97,34 @@ def run(args: Namespace) -> int:
             say("\n".join(f"{o}: {name}" for o, found in names.items() for name in found))
         return 0
     return _measure(chosen, args)
+
+
+def _gpu(args: Namespace) -> int:
+    from seqrec_fast.benchmarks import gpu
+    from seqrec_fast.benchmarks.machine import describe_machine
+
+    if args.budget <= 0:
+        raise InputError(f"--budget: must be above 0, found {args.budget:g}")
+    if len(args.threads) > 1:
+        raise InputError("--threads: bench gpu takes one number")
+    check_threads(args.threads[0])
+    facts = gpu.require_gpu()
+    quiet: bool = args.json
+    rows = list(
+        gpu.measure(
+            gpu.SIZES,
+            threads=args.threads[0],
+            seconds=args.budget,
+            say=lambda line: say(line, quiet=quiet),
+        )
+    )
+    if quiet:
+        print_json({"machine": describe_machine(), "faiss": facts, "rows": rows})
+    else:
+        say("\n" + table(gpu.HEADER, [gpu.cells(row) for row in rows], left=(0, 1)))
+        for line in {f"{row['kind']}: {row['missing']}": 0 for row in rows if "missing" in row}:
+            say(line)
+    return 1 if any(row.get("red") for row in rows) else 0
 
 
 def _measure(chosen: dict[str, list[Any]], args: Namespace) -> int:

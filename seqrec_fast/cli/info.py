@@ -38,7 +38,7 @@ _PACKAGES = {
     "faiss": "retrieval",
 }
 #: module -> the distributions that may have brought it, where the names differ
-_DISTRIBUTIONS = {"faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")}
+_DISTRIBUTIONS = {"faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -67,8 +67,9 @@ def run(args: Namespace) -> int:
 
 
 def installation() -> dict[str, Any]:
-    """Versions, processor, native code and what each operation can run on; ready for JSON."""
+    """Versions, processor, native code, faiss, what each operation runs on; ready for JSON."""
     from seqrec_fast import __version__
+    from seqrec_fast.retrieval import faiss_library
 
     native: dict[str, Any]
     features: list[str] = []
@@ -85,6 +86,7 @@ def installation() -> dict[str, Any]:
         "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "features": features},
         "native": native,
         "packages": {name: _version(name) for name in _PACKAGES},
+        "faiss": faiss_library.abilities(),
         "operations": operations(),
     }
 
@@ -177,7 +179,7 @@ def _describe_installation(facts: Mapping[str, Any]) -> str:
         else f"{name} missing (pip install 'seqrec-fast[{_PACKAGES[name]}]')"
         for name, version in facts["packages"].items()
     ]
-    lines += [f"packages: {', '.join(packages)}", ""]
+    lines += [f"packages: {', '.join(packages)}", *_describe_faiss(facts["faiss"]), ""]
     rows = [
         [name, *("yes" if backends[b]["available"] else "-" for b in BACKENDS)]
         for name, backends in facts["operations"].items()
@@ -190,6 +192,19 @@ def _describe_installation(facts: Mapping[str, Any]) -> str:
                 reasons.setdefault(one["reason"], []).append(name)
     lines += ["", *(f"{reason}: {', '.join(names)}" for reason, names in reasons.items())]
     return "\n".join(lines)
+
+
+def _describe_faiss(found: Mapping[str, Any]) -> list[str]:
+    """The build of faiss, and why kinds of index cannot run on a GPU; a reason once."""
+    if found["version"] is None:
+        return [found["reason"]]
+    build = "GPUs" if found["gpu_build"] else "the CPU"
+    gpus = f", {found['gpus']} GPU(s)" if found["gpu_build"] else ""
+    lines = [f"faiss: {found['version']}, built for {build}{gpus} ({found['options']})"]
+    reasons: dict[str, list[str]] = {}
+    for kind, reason in found["kinds"].items():
+        reasons.setdefault(reason or "available", []).append(kind)
+    return [*lines, *(f"{', '.join(kinds)}: {reason}" for reason, kinds in reasons.items())]
 
 
 def _describe_index(found: Mapping[str, Any]) -> str:

@@ -157,6 +157,7 @@ class GpuIvfIndex(_GpuIndex):
     kind: ClassVar[str] = "gpu-ivf"
     on_cpu: ClassVar[str] = "ivf"
     options_class: ClassVar[Any] = GpuIvfOptions
+    _searched: ClassVar[tuple[str, ...]] = ("nprobe",)
 
     def _smallest(self, items: int) -> int:
         return int(self._options.lists(items))
@@ -180,6 +181,17 @@ class GpuIvfIndex(_GpuIndex):
 
     def _probes(self, lists: int) -> int:
         return min(_MOST, int(self._options.probes(lists)))
+
+    def _probe(
+        self, queries: Float, k: int, blocked: NDArray[np.bool_] | None, threads: int | None
+    ) -> Found:
+        with self._device():
+            # An index that shares the structure may look into another number of lists.
+            self._with_probes(self._structure, int(self._structure.nlist))
+            return super()._probe(queries, k, blocked, threads)
+
+    def _cloned(self) -> Any:
+        return self._from_file(self._for_file())
 
     def _made(self, items: Float) -> Any:
         with self._device():
@@ -266,6 +278,7 @@ class GpuCagraIndex(_GpuIndex):
     kind: ClassVar[str] = "gpu-cagra"
     on_cpu: ClassVar[str] = "hnsw"
     options_class = GpuCagraOptions
+    _searched: ClassVar[tuple[str, ...]] = ("itopk_size",)
     # What the search that is chosen for few queries can keep as candidates.
     limit: ClassVar[int | None] = 512
     _renews_to_add: ClassVar[bool] = True

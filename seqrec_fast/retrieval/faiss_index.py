@@ -11,10 +11,12 @@ Searches share a lock, changes have it alone: faiss must not be searched while i
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from threading import Lock, RLock
 from typing import Any, ClassVar
 
@@ -50,6 +52,8 @@ class FaissIndex(Index):
     limit: ClassVar[int | None] = None
     #: whether faiss cannot add to a structure
     _renews_to_add: ClassVar[bool] = False
+    #: options that act in a search alone
+    _searched: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, dim: int, metric: Metric, rows: Rows, options: Options) -> None:
         """Makes an index without items; :func:`seqrec_fast.retrieval.build` fills it."""
@@ -64,6 +68,7 @@ class FaissIndex(Index):
         self._structure: Any = None  # None: too few items for one
         self._trained_on = 0
         self._bits: tuple[NDArray[np.bool_], NDArray[np.uint8]] | None = None
+        self._sharing: weakref.WeakSet[FaissIndex] = weakref.WeakSet([self])
         _alive.add(self)
 
     def options(self) -> dict[str, Any]:
@@ -107,6 +112,37 @@ class FaissIndex(Index):
         """float32 ``[n, dim]``: the vectors of some items, see :meth:`Index.vectors`."""
         with self._lock.reading():
             return super().vectors(ids)
+
+    def tuned(self, **search_options: Any) -> FaissIndex:
+        """The same items with other search options; shares all memory.
+
+        Later changes of either index are not seen by the other: whichever is changed while both
+        are there copies what it holds first.
+
+        Args:
+            search_options: ``nprobe`` of lists, ``ef_search`` of a graph, ``itopk_size`` of one
+                on a GPU, see :mod:`seqrec_fast.retrieval.faiss_options`.
+
+        Raises:
+            InputError: another option, or a value out of range.
+        """
+        if not self._searched:
+            return super().tuned(**search_options)  # type: ignore[return-value]
+        for name in search_options:
+            if name not in self._searched:
+                raise InputError(
+                    f"{name}: only {' and '.join(self._searched)} can be tuned; build anew"
+                )
+        options = replace(self._options, **search_options)
+        with self._writing:
+            made = copy.copy(self)
+            made._options = options
+            made._writing, made._lock, made._counting = RLock(), ReadersWriter(), Lock()
+            made._by_kernel = 0
+            made.measured = None
+            self._sharing.add(made)
+            _alive.add(made)
+        return made
 
     # ---------------------------------------------------------------- what a kind defines
 
@@ -203,7 +239,29 @@ class FaissIndex(Index):
 
     # ---------------------------------------------------------------- changes
 
+    def _part(self) -> None:
+        """Makes what is shared with others its own, before it is changed in place."""
+        if len(self._sharing) > 1:
+            structure = None if self._structure is None else self._cloned()
+            items = self._items.copy()
+            with self._lock.writing():
+                self._structure, self._items, self._buffer = structure, items, items
+                self._look()
+                self._leave()
+
+    def _cloned(self) -> Any:
+        """A copy of the structure."""
+        return self._faiss.clone_index(self._structure)
+
+    def _leave(self) -> None:
+        self._sharing.discard(self)
+        self._sharing = weakref.WeakSet([self])
+
     def _append(self, vectors: Float, rows: Rows) -> None:
+        with faiss_library.safe_after_fork(self._faiss):
+            self._append_all(vectors, rows)
+
+    def _append_all(self, vectors: Float, rows: Rows) -> None:
         first = self._rows.size
         anew: tuple[Any, Float] | None = None
         if rows.size >= self._smallest(rows.size) and (
@@ -214,6 +272,8 @@ class FaissIndex(Index):
             # Beside the old structure, in which others search on meanwhile.
             items = np.concatenate([self._items, vectors])
             anew = self._made(items), items
+        else:
+            self._part()
         with self._lock.writing():
             if anew is not None:
                 self._put(*anew)
@@ -227,11 +287,17 @@ class FaissIndex(Index):
             self._rows = rows
 
     def _replace(self, ids: NDArray[np.int64], vectors: Float, rows: Rows) -> None:
+        with faiss_library.safe_after_fork(self._faiss):
+            self._replace_all(ids, vectors, rows)
+
+    def _replace_all(self, ids: NDArray[np.int64], vectors: Float, rows: Rows) -> None:
         anew: tuple[Any, Float] | None = None
         if self._structure is not None and self._renews_to_change(len(ids)):
             items = self._items.copy()
             items[ids] = vectors
             anew = self._made(items), items
+        else:
+            self._part()
         with self._lock.writing():
             if anew is not None:
                 self._put(*anew)
@@ -260,6 +326,7 @@ class FaissIndex(Index):
 
     def _put(self, structure: Any, items: Float) -> None:
         """Puts a structure over items in place."""
+        self._leave()
         self._structure = structure
         self._trained_on = len(items)
         self._items = self._buffer = items
@@ -282,7 +349,8 @@ class FaissIndex(Index):
             # What the caller gave may change later.
             items = vectors if metric == "cosine" else vectors.copy()
             if len(items) >= made._smallest(len(items)):
-                made._put(made._made(items), items)
+                with faiss_library.safe_after_fork(made._faiss):
+                    made._put(made._made(items), items)
             else:
                 made._items = made._buffer = items
             made._rows = Rows(len(items), None, len(items))
@@ -308,7 +376,8 @@ class FaissIndex(Index):
             if bad is not None:
                 raise InputError(f"vector {bad} is not finite")
             made._items = made._buffer = items
-        made._take(raw, items, tensors)
+        with faiss_library.safe_after_fork(made._faiss):
+            made._take(raw, items, tensors)
         trained = tensors.get("trained_on")
         if trained is not None and trained.dtype == np.int64 and trained.shape == (1,):
             made._trained_on = int(trained[0])

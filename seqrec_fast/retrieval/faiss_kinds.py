@@ -79,6 +79,7 @@ class IvfIndex(_CpuIndex):
 
     kind: ClassVar[str] = "ivf"
     options_class: ClassVar[Any] = IvfOptions
+    _searched: ClassVar[tuple[str, ...]] = ("nprobe",)
 
     def _smallest(self, items: int) -> int:
         return int(self._options.lists(items))
@@ -162,6 +163,7 @@ class HnswIndex(_CpuIndex):
 
     kind: ClassVar[str] = "hnsw"
     options_class = HnswOptions
+    _searched: ClassVar[tuple[str, ...]] = ("ef_search",)
     #: by place in the graph: the id, or -1 where the vector was replaced; None: places are ids
     _labels: NDArray[np.int64] | None = None
 

@@ -12,14 +12,22 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib import import_module, metadata
 from typing import Any
 
 from seqrec_fast.errors import DeviceError, InputError, MissingExtraError
 
-__all__ = ["abilities", "faiss", "gpu_problem", "installed", "openmp_threads", "require_gpu"]
+__all__ = [
+    "abilities",
+    "faiss",
+    "gpu_problem",
+    "installed",
+    "openmp_threads",
+    "require_gpu",
+    "safe_after_fork",
+]
 
 #: what a build must have for each kind on the GPU
 GPU_KINDS = {
@@ -66,11 +74,17 @@ def abilities() -> dict[str, Any]:
     """What can run, ready for JSON; raises nothing.
 
     Returns:
-        ``version`` (``None`` where it cannot be used), ``distributions``, ``gpus`` (their number),
-        ``reason`` (why it cannot be used, or ``None``), ``simd`` and ``kinds``: for each kind on
-        the GPU why it cannot run, or ``None``.
+        ``version`` (``None`` where it cannot be used), ``distributions``, ``gpu_build`` (whether
+        it is built for GPUs), ``gpus`` (their number), ``reason`` (why it cannot be used, or
+        ``None``), ``options`` (of its compilation) and ``kinds``: for each kind on the GPU why it
+        cannot run, or ``None``.
     """
-    facts: dict[str, Any] = {"version": None, "distributions": installed(), "gpus": 0}
+    facts: dict[str, Any] = {
+        "version": None,
+        "distributions": installed(),
+        "gpu_build": False,
+        "gpus": 0,
+    }
     try:
         module = faiss()
     except (MissingExtraError, InputError) as error:
@@ -83,6 +97,7 @@ def abilities() -> dict[str, Any]:
     return {
         **facts,
         "version": module.__version__,
+        "gpu_build": all(hasattr(module, name) for name in _GPU_BASE),
         "gpus": _gpus(module),
         "reason": None,
         "options": module.get_compile_options().strip(),
@@ -144,6 +159,11 @@ def openmp_threads(module: Any, threads: int) -> Iterator[None]:
         yield
     finally:
         module.omp_set_num_threads(before)
+
+
+def safe_after_fork(module: Any) -> AbstractContextManager[None]:
+    """For calls that leave the number of threads to OpenMP: one thread in a forked process."""
+    return openmp_threads(module, module.omp_get_max_threads())
 
 
 @cache

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 import seqrec_fast as sf
 from tests.cli.support import ITEMS, World, run
+from tests.retrieval import fake_faiss_gpu
 
 
 def test_info_tells_operations_backends_and_reasons() -> None:
@@ -41,6 +43,36 @@ def test_info_without_torch_says_which_extra_brings_it(monkeypatch: pytest.Monke
     reason = info.operations()["attention"]["reference"]["reason"]
     assert reason is not None
     assert "seqrec-fast[train]" in reason
+
+
+def test_info_tells_of_faiss_and_why_no_kind_runs_on_a_gpu() -> None:
+    faiss = pytest.importorskip("faiss")
+    found = json.loads(run("info", "--json").out)["faiss"]
+    assert found["version"] == faiss.__version__
+    assert found["gpu_build"] is hasattr(faiss, "StandardGpuResources")
+    assert set(found["kinds"]) == {"gpu-flat", "gpu-ivf", "gpu-ivfpq", "gpu-cagra"}
+    shown = run("info").out
+    assert f"faiss: {faiss.__version__}, built for " in shown
+    for kind, reason in found["kinds"].items():
+        assert kind in shown
+        assert (reason or "available") in shown
+    if not found["gpu_build"]:
+        assert "gpu-flat, gpu-ivf, gpu-ivfpq, gpu-cagra: faiss-cpu" in shown
+
+
+def test_info_tells_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pytest.importorskip("faiss")
+    monkeypatch.setitem(sys.modules, "faiss", fake_faiss_gpu.fake(real, gpus=2, cagra=False))
+    shown = run("info").out
+    assert "built for GPUs, 2 GPU(s)" in shown
+    assert "gpu-flat, gpu-ivf, gpu-ivfpq: available" in shown
+    assert "without GpuIndexCagra" in shown
+
+
+def test_info_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert "pip install 'seqrec-fast[retrieval]'" in run("info").out
+    assert json.loads(run("info", "--json").out)["faiss"]["version"] is None
 
 
 def test_info_of_a_bundle(world: World) -> None:

@@ -288,8 +288,9 @@ def test_a_forked_process_can_search_and_change() -> None:
         """
         import os, threading, numpy as np
         from seqrec_fast import retrieval
-        x = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)
+        x = np.random.default_rng(0).standard_normal((600, 16)).astype(np.float32)
         indexes = [retrieval.build(x, kind=kind) for kind in ("flat", "ivf", "ivfpq", "hnsw")]
+        tuned = {"ivf": {"nprobe": 3}, "ivfpq": {"nprobe": 3}, "hnsw": {"ef_search": 9}}
         done = threading.Event()
         def search():
             while not done.is_set():
@@ -298,13 +299,21 @@ def test_a_forked_process_can_search_and_change() -> None:
         threads = [threading.Thread(target=search) for _ in range(2)]
         [thread.start() for thread in threads]
         expected = [index.search(x[:40], 5, threads=2).ids for index in indexes]
-        for _ in range(3):
+        for _ in range(2):
             child = os.fork()
             if child == 0:
                 for index, ids in zip(indexes, expected):
                     assert (index.search(x[:40], 5, threads=2).ids == ids).all()
                     index.add(x[:1] * 100)
                     index.update([1], x[:1])
+                    index.remove([2])
+                    assert 600 in index.search(x[:1], 5, threads=2).ids
+                    new = retrieval.build(x[:300], kind=index.kind)
+                    new.add(np.concatenate([x] * 2))  # lists are made anew
+                    again = retrieval.from_tensors(new.to_tensors())
+                    if index.kind in tuned:
+                        again = again.tuned(**tuned[index.kind])
+                    again.search(x[:40], 5, threads=2)
                 os._exit(0)
             assert os.waitpid(child, 0)[1] == 0
         done.set()
@@ -397,3 +406,44 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(faiss_library, "import_module", broken)
     with pytest.raises(MissingExtraError, match=r"cannot be loaded \(libcublas.so.12: cannot open"):
         faiss_library.faiss()
+
+
+# ------------------------------------------------------------------ other search options
+
+
+TUNED = {"ivf": {"nprobe": 1}, "ivfpq": {"nprobe": 1}, "hnsw": {"ef_search": 1}}
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_tuned_shares_the_data_and_parts_before_a_change(kind: str) -> None:
+    index = retrieval.build(VECTORS, kind=kind)
+    index.remove([5])
+    before = index.search(QUERIES, 10)
+    other = index.tuned(**TUNED[kind])
+    assert other._structure is index._structure
+    assert other.options() == index.options() | TUNED[kind]
+    expected = retrieval.build(VECTORS, kind=kind, **TUNED[kind])
+    expected.remove([5])
+    for one, two in zip(other.search(QUERIES, 10), expected.search(QUERIES, 10), strict=True):
+        np.testing.assert_array_equal(one, two)
+    best = QUERIES[:1] * 100
+    assert other.add(best)[0] == index.size == 300
+    other.update([7], -best)
+    assert other.search(QUERIES[:1], 1).ids[0, 0] == 300
+    np.testing.assert_array_equal(other.vectors([7]), -best)
+    np.testing.assert_array_equal(index.vectors([7]), VECTORS[7:8])
+    for one, two in zip(index.search(QUERIES, 10), before, strict=True):
+        np.testing.assert_array_equal(one, two)
+    alone = index._structure
+    index.update([7], best)  # nobody shares it any more
+    assert index._structure is alone
+    assert index.search(QUERIES[:1], 1).ids[0, 0] == 7
+
+
+def test_tuned_takes_search_options_alone() -> None:
+    with pytest.raises(InputError, match=r"^nlist: only nprobe can be tuned; build anew"):
+        retrieval.build(VECTORS, kind="ivf").tuned(nlist=3)
+    with pytest.raises(InputError, match=r"^nprobe: expected a whole number"):
+        retrieval.build(VECTORS, kind="ivf").tuned(nprobe=0)
+    with pytest.raises(InputError, match=r"'flat': it has none that act in a search alone"):
+        retrieval.build(VECTORS, kind="flat").tuned(nprobe=3)

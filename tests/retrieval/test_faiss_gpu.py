@@ -289,3 +289,25 @@ def test_the_record_is_that_of_the_build_at_hand() -> None:
 def test_abilities(gpu: ModuleType) -> None:
     assert faiss_library.abilities()["kinds"] == dict.fromkeys(BUILDS)
     assert faiss_library.abilities()["gpus"] == 1
+
+
+@pytest.mark.parametrize(("kind", "lists"), [("gpu-ivf", 30), ("gpu-ivfpq", 8)])
+def test_tuned_shares_the_device(gpu: ModuleType, kind: str, lists: int) -> None:
+    index = made(kind, nlist=lists, nprobe=1, refine=6) if "pq" in kind else made(kind, nlist=lists)
+    index = index.tuned(nprobe=1)
+    other = index.tuned(nprobe=lists)
+    assert other._structure is index._structure
+    for _ in range(2):  # each looks into its own number of lists, whoever searched before
+        index.search(QUERIES, 3)
+        assert index._structure.nprobe == 1
+        same(other.search(QUERIES, 20), brute(VECTORS, QUERIES, 20))
+        assert other._structure.nprobe == lists
+    other.add(QUERIES[:1] * 100)
+    assert other._structure is not index._structure
+    assert (index.size, other.size) == (300, 301)
+    assert index.tuned(nprobe=2).search(QUERIES, 5).ids.max() < 300
+
+
+def test_tuned_graph(gpu: ModuleType) -> None:
+    index = made("gpu-cagra").tuned(itopk_size=32)
+    same(index.search(QUERIES, 20), brute(VECTORS, QUERIES, 20))

@@ -240,6 +240,21 @@ def test_every_kind_is_tried_in_some_way() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("kind", "option"), [("ivf", "nprobe"), ("ivfpq", "nprobe"), ("hnsw", "ef_search")]
+)
+def test_kinds_of_faiss_are_walked(kind: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(tuning, "_OUT_OF_RACE", 1e9)
+    slow_exact(monkeypatch)
+    found = tuning.tune(VECTORS, QUERIES, 5, 0.8, kinds=[kind])
+    trial = next(trial for trial in found.trials if trial.kind == kind)
+    assert set(trial.search) == {option}
+    assert trial.reached
+    assert trial.search[option] in [step["value"] for step in trial.curve]
+    assert not found.skipped
+
+
 def test_a_kind_without_search_options_cannot_be_tuned() -> None:
     with pytest.raises(InputError, match="'exact': it has none that act in a search alone, found"):
         retrieval.build(VECTORS).tuned(nprobe=3)
