@@ -200,7 +200,7 @@ def test_loss_that_is_not_a_number_exits_with_1(world: World, tmp_path: Path) ->
 
 
 def test_evaluate_repeats_the_figures_of_the_training(world: World) -> None:
-    done = run("evaluate", world.bundle, world.log, "--k", "5,10,20", "--json")
+    done = run("evaluate", world.bundle, world.log, "--k", "5,10,20,50", "--json")
     assert done.code == 0, done.err
     assert done.err == ""
     found, trained = json.loads(done.out), json.loads(world.printed)["metrics"]
