@@ -36,6 +36,7 @@ THREADED = [
     "attention_threads",
     "decode_threads",
     "sessions_threads",
+    "interests_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
 
