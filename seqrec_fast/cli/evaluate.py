@@ -134,6 +134,7 @@ def run(args: Namespace) -> int:
         "bundle": str(args.bundle),
         "log": str(args.log),
         "model": bundle.config["model"],
+        "interests": bundle.config.get("interests", 1),
         "protocol": plain.protocol,
         "users": plain.users,
         "items": len(bundle.items),
@@ -157,6 +158,8 @@ def run(args: Namespace) -> int:
     if filled:
         chosen = ", ".join(f"{name.replace('_', '-')}={value}" for name, value in filled.items())
         say(f"as in training: {chosen}")
+    if result["interests"] > 1:
+        say(f"{result['interests']} interests a user: an item's score is the best of them")
     columns = {bundle.config["model"]: plain, **{form: figures[form] for form in losses}}
     if "index" in figures:
         columns["through the index"] = figures["index"]

@@ -158,7 +158,7 @@ def describe_run(result: Run, out: Path) -> str:
             "",
             figures_table(shown, cutoff=10),
             "",
-            _describe_epochs(result),
+            _describe_epochs(result) + _describe_interests(result.model.options.interests),
             f"bundle {out} (other cut-offs: metrics.json, training curve: curve.png)",
         ]
     )
@@ -171,6 +171,10 @@ def _describe_epochs(result: Run) -> str:
     if result.refitted:
         return f"refit for {last} epochs, as validation chose"
     return f"best epoch {result.best_epoch} of {last}"
+
+
+def _describe_interests(interests: int) -> str:
+    return f"; {interests} interests a user" if interests > 1 else ""
 
 
 def _checked_out(path: str) -> Path:

@@ -66,7 +66,7 @@ def apply_weights(tensors: Mapping[str, NDArray[Any]], weights: Weights) -> dict
     form = checked_weights(weights)
     found = dict(tensors)
     if form == "bfloat16":
-        found |= {n: round_to_bfloat16(t) for n, t in tensors.items() if t.ndim == 2}
+        found |= {n: round_to_bfloat16(t) for n, t in tensors.items() if t.ndim >= 2}
     elif form == "int8":
         for name in _ITEM_TABLES:
             if name in tensors:

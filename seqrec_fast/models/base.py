@@ -53,7 +53,9 @@ class SequenceModel(torch.nn.Module):
             self.output_bias = torch.nn.Parameter(torch.zeros(num_items))
         self.interest_head: InterestHead | None = None
         if options.interests > 1:
-            self.interest_head = InterestHead(options.dim, options.interests, options.dropout)
+            self.interest_head = InterestHead(
+                options.dim, options.interests, options.dropout, options.input_dropout
+            )
 
     @property
     def output_table(self) -> Tensor:

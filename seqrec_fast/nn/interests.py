@@ -35,14 +35,18 @@ class InterestHead(torch.nn.Module):
         dim: width of embeddings and items.
         interests: how many, at least 2.
         dropout: share of what an interest pools that is dropped in training.
+        item_dropout: share of each item vector that is dropped before it is pooled.
     """
 
-    def __init__(self, dim: int, interests: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, interests: int, dropout: float = 0.0, item_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         if interests < 2:
             raise InputError(f"interests: a head needs at least 2, found {interests}")
         self.interests = interests
         self.dropout = torch.nn.Dropout(dropout)
+        self.item_dropout = torch.nn.Dropout(item_dropout)
         width = 4 * interests
         self.hidden = torch.nn.Linear(dim, width)
         self.scores = torch.nn.Linear(width, interests, bias=False)
@@ -65,6 +69,7 @@ class InterestHead(torch.nn.Module):
         """
         logits = self.scores(torch.tanh(self.hidden(items)))
         weights = logits.clamp(-_MOST, _MOST).exp()
+        items = self.item_dropout(items)
         # The weights themselves are one more column, so that one sum gives both.
         terms = torch.cat([items, items.new_ones(len(items), 1)], dim=1)
         sums = _prefix_sums(weights.unsqueeze(2) * terms.unsqueeze(1), offsets)

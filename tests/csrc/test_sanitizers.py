@@ -40,6 +40,7 @@ THREADED = [
     "sessions_threads",
     "engine_threads",
     "tables_",
+    "interests_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
 
