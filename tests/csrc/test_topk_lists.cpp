@@ -170,8 +170,9 @@ TEST(topk_lists_give_k_items_with_their_scores) {
         const World w(c, ++seed);
         Case all = c;
         all.k = c.items;
+        const World whole(all, seed);  // the same items and queries
         for (const KernelTable* table : all_tables()) {
-          const Result expected = exact(all, w, *table), r = through_lists(c, w, *table, probe);
+          const Result expected = exact(all, whole, *table), r = through_lists(c, w, *table, probe);
           for (std::int64_t q = 0; q < queries; ++q) {
             std::int64_t place = 0;  // what was found is a part of the ranking, in its order
             for (std::int64_t i = 0; i < c.k; ++i) {
