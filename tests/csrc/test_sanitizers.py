@@ -40,7 +40,6 @@ THREADED = [
     "sessions_threads",
     "engine_threads",
     "tables_",
-    "interests_threads",
 ]
 RUNS = [("address,undefined", []), ("thread", THREADED)]
 
