@@ -13,6 +13,7 @@ from seqrec_fast.errors import InputError
 
 __all__ = [
     "MAX_THREADS",
+    "MOST_PLACES",
     "float_array",
     "float_matrix",
     "integer",
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 MAX_THREADS = 1024
+MOST_PLACES = 1 << 59  # of 16 bytes in an address space
 
 
 def integer(name: str, value: SupportsIndex) -> int:

@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import _C
-from seqrec_fast._arguments import thread_count
+from seqrec_fast._arguments import MOST_PLACES, thread_count
 from seqrec_fast._C import ItemSet
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.native import CompactItems, QuantizedItems
 
 __all__ = ["ItemSet", "score_topk_filtered"]
-
-_MOST_PLACES = 1 << 59  # of 16 bytes in an address space
 
 
 def score_topk_filtered(
@@ -52,7 +50,7 @@ def score_topk_filtered(
     elif isinstance(items, CompactItems):
         rows = items.native
     try:
-        if k * len(queries) >= _MOST_PLACES:
+        if k * len(queries) >= MOST_PLACES:
             raise MemoryError
         return _C.score_topk_filtered(
             queries,

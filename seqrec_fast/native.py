@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from seqrec_fast import _C
 from seqrec_fast._arguments import (
     MAX_THREADS,
+    MOST_PLACES,
     float_array,
     float_matrix,
     integer,
@@ -57,8 +58,6 @@ __all__ = [
     "score_topk",
     "set_num_threads",
 ]
-
-_MOST_PLACES = 1 << 59  # of 16 bytes in an address space
 
 #: what a linear layer may apply to its outputs, in the order of the native codes
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid")
@@ -153,7 +152,7 @@ def score_topk(
     mask = None if blocked is None else _flags(blocked)
     cores = 0 if threads is None else thread_count(threads)
     try:
-        if wanted * len(query_rows) >= _MOST_PLACES:
+        if wanted * len(query_rows) >= MOST_PLACES:
             raise MemoryError
         if isinstance(items, CompactItems):
             return _C.score_topk_table(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import native
+from seqrec_fast._arguments import MOST_PLACES
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.followers import Followers
 from seqrec_fast.engine.precision import Weights
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["Recommendation", "Recommender"]
 
 _USERS_AT_ONCE = 8192  # bounds the memory of a large request; each part is one native call
-
-_MOST_PLACES = 1 << 59  # of 16 bytes in an address space
 
 _NO_FILTER = Filter(None, None, [])
 
@@ -204,7 +203,7 @@ class Recommender:
         model = self._current
         items = len(model.items)
         known = checked_indices(histories, items)
-        if wanted * max(len(known), 1) > _MOST_PLACES:
+        if wanted * max(len(known), 1) > MOST_PLACES:
             raise InputError(
                 f"k: {len(known)} users with {shown(wanted)} places each fit no memory; ask for "
                 f"fewer"

@@ -12,6 +12,7 @@ index queue for it; a batch of queries is the way to use a GPU well.
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -81,9 +82,9 @@ class _GpuIndex(FaissIndex):
                 f"use kind={self.on_cpu!r}, which has no limit"
             )
 
+    @abstractmethod
     def _empty(self, lists: int) -> Any:
         """A structure on the GPU that holds nothing yet."""
-        raise NotImplementedError
 
     def _configured(self, name: str) -> Any:
         config = getattr(self._faiss, name)()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -27,8 +28,9 @@ class _CpuIndex(FaissIndex):
         with openmp_threads(self._faiss, checked_threads(threads)):
             return Found(*self._structure.search(queries, k, params=self._parameters(blocked, k)))
 
+    @abstractmethod
     def _parameters(self, blocked: NDArray[np.bool_] | None, k: int) -> Any:
-        raise NotImplementedError
+        """Search parameters of faiss, with a mask as its selector; ``None``: its own."""
 
 
 class FlatIndex(_CpuIndex):
