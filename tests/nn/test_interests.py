@@ -33,7 +33,8 @@ def looped(head: InterestHead, hidden: Tensor, items: Tensor, offsets: list[int]
     out = hidden.new_empty(len(hidden), head.interests, DIM)
     for begin, end in pairwise(offsets):
         for token in range(begin, end):
-            for k in range(head.interests):
+            out[token, 0] = hidden[token]
+            for k in range(head.interests - 1):
                 weights, pooled = 0.0, torch.zeros(DIM, dtype=hidden.dtype)
                 for event in items[begin : token + 1]:
                     inner = torch.tanh(head.hidden.weight @ event + head.hidden.bias)
@@ -41,7 +42,7 @@ def looped(head: InterestHead, hidden: Tensor, items: Tensor, offsets: list[int]
                     weight = math.exp(min(max(logit, -20.0), 20.0))
                     weights += weight
                     pooled = pooled + weight * event
-                out[token, k] = hidden[token] + head.projection[k] @ (pooled / weights)
+                out[token, k + 1] = hidden[token] + head.gain[k] * (pooled / weights)
     return out
 
 
@@ -87,9 +88,14 @@ def test_later_events_and_other_rows_change_nothing(lengths: list[int]) -> None:
 
 
 def test_a_single_event_has_several_interests() -> None:
-    head = InterestHead(DIM, 4)
-    found = head(torch.zeros(1, DIM), torch.ones(1, DIM), torch.tensor([0, 1]))[0]
-    assert torch.pdist(found).min() > 0
+    found = make(4)(torch.zeros(1, DIM).double(), torch.ones(1, DIM).double(), torch.tensor([0, 1]))
+    assert torch.pdist(found[0]).min() > 0
+
+
+def test_training_starts_from_the_model_of_one_interest() -> None:
+    hidden, items = torch.randn(2, 4, DIM).unbind()
+    found = InterestHead(DIM, 3)(hidden, items, torch.tensor([0, 1, 4]))
+    assert (found == hidden.unsqueeze(1)).all()
 
 
 def test_one_interest_needs_no_head() -> None:
@@ -99,10 +105,11 @@ def test_one_interest_needs_no_head() -> None:
 
 def test_dropout_is_of_training_alone() -> None:
     head = InterestHead(DIM, 2, dropout=0.9)
+    torch.nn.init.ones_(head.gain)
     batch = JaggedBatch.from_lists([[0] * 20])
     offsets = torch.from_numpy(batch.offsets)
     arguments = torch.zeros(20, DIM), torch.ones(20, DIM), offsets
-    assert (head(*arguments) == 0).any()
+    assert (head(*arguments)[:, 1:] == 0).any()
     head.eval()
     assert torch.equal(head(*arguments), head(*arguments))
-    assert (head(*arguments) != 0).all()
+    assert (head(*arguments)[:, 1:] != 0).all()
