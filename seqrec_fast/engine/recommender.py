@@ -166,7 +166,7 @@ class Recommender:
         parsed = parse_histories(histories, model.items)
         users = len(parsed.known)
         allowed = with_where(model, parse_filter("allow", allow, users, model.items), where, users)
-        limits = read_limit(model, limit)
+        limits = read_limit(model, limit, spread)
         denied = parse_filter("deny", deny, users, model.items)
         answers: list[Recommendation] = []
         for begin in range(0, users, _USERS_AT_ONCE):
@@ -182,6 +182,8 @@ class Recommender:
         exclude_seen: bool = True,
         *,
         blocked: NDArray[Any] | None = None,
+        limit: Mapping[str, int] | None = None,
+        diversity: float = 0.0,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best items for each user, by item index: no raw ids, no objects, one array each.
 
@@ -191,6 +193,8 @@ class Recommender:
             k: how many items; may exceed the number of items.
             exclude_seen: as in :meth:`recommend`.
             blocked: bool ``[num_items]``, true for the items that nobody may get.
+            limit: as in :meth:`recommend`.
+            diversity: as there.
 
         Returns:
             Scores float32 ``[users, k]``, descending, and indices int64 ``[users, k]``; minus
@@ -208,6 +212,8 @@ class Recommender:
                 f"k: {len(known)} users with {shown(wanted)} places each fit no memory; ask for "
                 f"fewer"
             )
+        spread = read_diversity(diversity, model.encoder.interests)
+        limits = read_limit(model, limit, spread)
         denied = _NO_FILTER if blocked is None else blocked_items(blocked, items)
         scores = np.full((len(known), wanted), -np.inf, dtype=np.float32)
         ids = np.full((len(known), wanted), -1, dtype=np.int64)
@@ -215,9 +221,8 @@ class Recommender:
         for begin in range(0, len(known), _USERS_AT_ONCE):
             rows = np.arange(begin, min(begin + _USERS_AT_ONCE, len(known)))
             part = known.select(rows)
-            scores[rows, :count], ids[rows, :count] = self._rank(
-                model, part, count, bool(exclude_seen), _NO_FILTER, denied, rows
-            )
+            asked = model, part, count, bool(exclude_seen), _NO_FILTER, denied, rows
+            scores[rows, :count], ids[rows, :count] = self._ranked(*asked, limits, spread)
         return scores, ids
 
     def similar_items(self, item: Any, k: int = 10) -> Recommendation:
@@ -456,12 +461,26 @@ class Recommender:
         """Recommendations of some users of a request."""
         known = histories.known.select(rows)
         asked = model, known, k, exclude_seen, allowed, denied, rows
-        if limits and diversity:
-            raise InputError("limit: does not combine with diversity; give one of them")
-        scores, ids = (
-            rank_limited(self._rank, *asked, limits) if limits else self._rank(*asked, diversity)
-        )
+        scores, ids = self._ranked(*asked, limits, diversity)
         return told(model, histories, rows, scores, ids, (allowed, denied))
+
+    def _ranked(
+        self,
+        model: ServedModel,
+        known: JaggedBatch[Any],
+        k: int,
+        exclude_seen: bool,
+        allowed: Filter,
+        denied: Filter,
+        rows: NDArray[np.int64],
+        limits: Limits | None,
+        diversity: float,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """:meth:`_rank`, or under limits the walk down its ranking."""
+        asked = model, known, k, exclude_seen, allowed, denied, rows
+        if limits is None:
+            return self._rank(*asked, diversity)
+        return rank_limited(self._rank, *asked, limits)
 
     def _rank(
         self,
