@@ -442,7 +442,8 @@ def _finite(rows: NDArray[Any]) -> NDArray[np.bool_]:
     if rows.dtype == np.uint16:  # the exponent of infinity and NaN has all bits
         found: NDArray[np.bool_] = (rows & np.uint16(0x7F80)) != 0x7F80
         return found
-    return np.isfinite(rows)
+    finite: NDArray[np.bool_] = np.isfinite(rows)
+    return finite
 
 
 def unit_rows(rows: Float) -> Float:
