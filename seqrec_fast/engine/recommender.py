@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from seqrec_fast._arguments import MOST_PLACES
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.followers import Followers
 from seqrec_fast.engine.precision import Weights
+from seqrec_fast.engine.ranking import rank_users
 from seqrec_fast.engine.recommendation import Recommendation, answers, told
 from seqrec_fast.engine.requests import (
     Filter,
@@ -36,7 +38,7 @@ from seqrec_fast.engine.requests import (
     whole_number,
 )
 from seqrec_fast.engine.rules import rank_limited, read_limit, with_where
-from seqrec_fast.engine.selection import best_scores, common_mask, most_similar, select_for_all
+from seqrec_fast.engine.selection import best_scores, most_similar
 from seqrec_fast.engine.served import ServedModel, Source, checked_form, open_model
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -476,39 +478,8 @@ class Recommender:
         limits: Limits | None,
         diversity: float,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """:meth:`_rank`, or under limits the walk down its ranking."""
+        """The ranking of the users, or under limits the walk down it."""
         asked = model, known, k, exclude_seen, allowed, denied, rows
         if limits is None:
-            return self._rank(*asked, diversity)
-        return rank_limited(self._rank, *asked, limits)
-
-    def _rank(
-        self,
-        model: ServedModel,
-        known: JaggedBatch[Any],
-        k: int,
-        exclude_seen: bool,
-        allowed: Filter,
-        denied: Filter,
-        rows: NDArray[np.int64],
-        diversity: float = 0.0,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and item indices ``[users, k]``; ``rows`` are the users' places in the request."""
-        has_history = known.lengths > 0
-        threads = self._threads or 0
-        common = allowed.per_user is None and denied.per_user is None and not diversity
-        if common and model.ranker is None and has_history.all():
-            blocked = common_mask(len(model.items), allowed.common, denied.common)
-            values = known.values if exclude_seen else None
-            offsets = known.offsets if exclude_seen else None
-            return model.encoder.engine.recommend(
-                known.values, known.offsets, values, offsets, blocked, k, threads
-            )
-        queries = np.zeros((len(known), *model.encoder.embedding_shape), dtype=np.float32)
-        part = np.flatnonzero(has_history)
-        if len(part):
-            queries[part] = model.encoder.encode(known.select(part), threads=self._threads)
-        seen = known if exclude_seen else None
-        return select_for_all(
-            model, has_history, queries, k, seen, allowed, denied, rows, self._threads, diversity
-        )
+            return rank_users(*asked, self._threads, diversity)
+        return rank_limited(partial(rank_users, threads=self._threads), *asked, limits)

@@ -14,8 +14,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from seqrec_fast.engine.requests import Filter, is_list, parse_filter, whole_num
 from seqrec_fast.engine.rules import rank_limited, read_limit, with_where
 from seqrec_fast.engine.selection import select, select_for_all
 from seqrec_fast.engine.session_arguments import item_index, nanoseconds, remembered, user_keys
+from seqrec_fast.engine.session_stats import SessionStats
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -38,38 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["SessionStats", "Sessions"]
 
 _NO_FILTER = Filter(None, None, [()])
-
-
-@dataclass(frozen=True)
-class SessionStats:
-    """Counts of a :class:`Sessions` since it was made or loaded; ``dict(stats)`` is a dictionary.
-
-    Attributes:
-        users: live users now.
-        hits: events and requests of users who were known.
-        misses: events and requests of users who were not.
-        evictions: users dropped because there was no room.
-        expired: users dropped because their time was over.
-        bytes: memory held for all users, with index, keys and what lies free for the next ones.
-        pages: pages of keys and values in use (attention models).
-        observes: events taken in.
-        reencodings: windows that were encoded as a whole.
-        unknown_items: events that were ignored because the model does not know their item.
-    """
-
-    users: int
-    hits: int
-    misses: int
-    evictions: int
-    expired: int
-    bytes: int
-    pages: int
-    observes: int
-    reencodings: int
-    unknown_items: int
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        return iter(asdict(self).items())
 
 
 class _Bound:
