@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._autocast import narrow
 from seqrec_fast.ops._backend import choose_backend, forced_kernels
 from seqrec_fast.ops._checks import check_device, check_jagged, check_offsets
 from seqrec_fast.ops._library import address, needs_gradient, register
@@ -48,6 +49,7 @@ def decode_attention(
         InputError: shapes or dtypes do not fit, or the native backend is forced where it cannot
             run.
     """
+    q, keys, values = narrow(q, keys, values)
     _check(q, keys, values, offsets, lengths)
     kernels = choose_backend("decode_attention", q.device, q.dtype) != "reference"
     if kernels and needs_gradient(q, keys, values):
