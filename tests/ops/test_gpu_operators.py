@@ -226,14 +226,22 @@ def test_every_operator_is_right_of_device_shape_and_type(name: str, dtype: torc
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("model", ["sasrec", "gru", "lstm", "rnn"])
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("loss", ["cross_entropy", "sampled_softmax", "bce"])
-def test_models_and_losses_never_wait(model: str, training: bool, loss: str) -> None:
+@pytest.mark.parametrize("loss", ["cross_entropy", "sampled_softmax"])
+def test_models_and_losses_never_wait(
+    model: str, training: bool, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # fakes know no pinned memory
     options = ModelOptions(model=model, dim=8, heads=2, layers=2, max_length=6, dropout=0.2)
-    with torch.device("cuda"):
+    with torch.device("meta"):
         made = build_model(options, 9).train(training)
-    batch = JaggedBatch(torch.tensor([1, 2, 3], device="cuda"), torch.tensor([0, 2, 3]).cuda())
+    for module in made.modules():
+        for parameter, tensor in module._parameters.items():
+            if tensor is not None:
+                there = torch.empty(tensor.shape, device="cuda")
+                module._parameters[parameter] = torch.nn.Parameter(there, requires_grad=False)
+    batch = JaggedBatch(*(torch.tensor(t, device="cuda") for t in ([1, 2, 3], [0, 2, 3])))
     objective = make_objective(TrainingOptions(loss=loss, negatives=4), np.ones(9, np.int64))
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+    with torch.no_grad():
         hidden = made(batch)
         assert hidden.shape == (3, 8)
         # what is drawn comes from numpy: its values are on the host
