@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds ``seqrec_fast._C`` and, where an nvcc is found, ``seqrec_fast._cuda``; everything else
-about the package is in ``pyproject.toml``.
+"""Builds ``seqrec_fast._C`` and, where an nvcc is found, ``seqrec_fast._cuda``.
+
+Everything else about the package is in ``pyproject.toml``.
 
 Each kernel is compiled once an instruction set, with flags of its own that nothing else gets, so
 one binary runs on every x86-64 machine and uses the best that it finds there. Other processors get
@@ -87,11 +88,11 @@ def is_cuda(ext: Extension) -> bool:
 class BuildNative(build_ext):
     """``build_ext`` with flags by file, and files compiled side by side."""
 
-    def finalize_options(self) -> None:
-        """Takes the CUDA module out where it is not to be built."""
-        super().finalize_options()
+    def run(self) -> None:
+        """Takes the CUDA module out where it is not to be built (a source archive has it)."""
         if not self.wants_cuda():
             self.extensions = [ext for ext in self.extensions if not is_cuda(ext)]
+        super().run()
 
     def wants_cuda(self) -> bool:
         """By ``SEQREC_FAST_CUDA``, the kind of the build, and whether there is an nvcc."""
@@ -154,7 +155,7 @@ class BuildNative(build_ext):
         return str(built)
 
     def build_cuda(self, ext: Extension) -> None:
-        """Compiles the kernels by nvcc, and by the C++ compiler the Python module, which takes both."""
+        """Compiles the kernels by nvcc and the rest of the module by the C++ compiler; links both."""
         toolkit = CUDA.find()
         architectures = toolkit.architectures()
         macros = CUDA.macros("_cuda", self.distribution.get_version(), architectures)
@@ -235,7 +236,11 @@ setup(
         Extension(
             "seqrec_fast._cuda",
             sources=[os.path.relpath(path) for path in CUDA.bindings()],
-            depends=sorted(glob("csrc/cuda/**/*.*", recursive=True)),
+            depends=[
+                path
+                for path in sorted(glob("csrc/cuda/**/*.*", recursive=True))
+                if "__pycache__" not in path
+            ],
             language="c++",
         ),
     ],
