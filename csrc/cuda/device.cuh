@@ -57,6 +57,7 @@ SEQREC_DEVICE unsigned load_acquire(const unsigned* p) {
 SEQREC_DEVICE void store_release(unsigned* p, unsigned value) {
 #ifdef SEQREC_CUDA_SHIM
   __atomic_store_n(p, value, __ATOMIC_RELEASE);
+  shim::progress();
 #else
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 #endif
@@ -65,6 +66,7 @@ SEQREC_DEVICE void store_release(unsigned* p, unsigned value) {
 /// The old value.
 SEQREC_DEVICE unsigned add_acquire_release(unsigned* p, unsigned value) {
 #ifdef SEQREC_CUDA_SHIM
+  shim::progress();
   return __atomic_fetch_add(p, value, __ATOMIC_ACQ_REL);
 #else
   unsigned old;

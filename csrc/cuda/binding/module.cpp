@@ -46,7 +46,9 @@ std::string why_not() {
   const cudaError_t error = cudaGetDeviceCount(&devices);
   if (error != cudaSuccess) {
     (void)cudaGetLastError();
-    return cudaGetErrorString(error);
+    int driver = 0;
+    const bool known = cudaDriverGetVersion(&driver) == cudaSuccess && driver != 0;
+    return known ? cudaGetErrorString(error) : "no NVIDIA driver was found";
   }
   return devices == 0 ? "no CUDA device was found" : "";
 }

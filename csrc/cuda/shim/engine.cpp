@@ -58,7 +58,7 @@ struct Warp {
   unsigned done{};  // lanes that have ended
   std::map<unsigned, std::unique_ptr<Exchange>> exchanges;
 #ifdef SEQREC_SHIM_THREADS
-  std::mutex mutex;  // of the map and `done`
+  std::mutex mutex;  // of the map
 #endif
 };
 
@@ -80,9 +80,6 @@ struct Grid {
   const std::function<void()>* body{};
   unsigned threads{}, done{};
   Gate barrier;
-#ifdef SEQREC_SHIM_THREADS
-  std::mutex mutex;  // of `done`, the blocks' too
-#endif
 };
 
 namespace {
@@ -122,7 +119,7 @@ struct Scheduler {
   void* main_fake{};
 } scheduler;
 
-constexpr std::uint64_t kMostIdleYields = 20'000'000;
+constexpr std::uint64_t kMostIdleYields = 2'000'000;
 
 /// Leaves the running context, whose place is `from`, for a fiber, or for the launch where null.
 void go(void** from, void** fake, Thread* to) {
@@ -169,8 +166,10 @@ void fiber_entry() {
   __builtin_unreachable();
 }
 
-template <typename Last>
-void meet(Gate& gate, unsigned expected, const Site& site, Last last) {
+/// Arrives, and goes on when `expected` have; `enter` runs first, `last` on the last that comes.
+template <typename Enter, typename Last>
+void meet(Gate& gate, unsigned expected, const Site& site, Enter enter, Last last) {
+  enter();
   if (gate.arrived == 0) gate.site = site;
   if (++gate.arrived == expected) {
     last();
@@ -190,23 +189,24 @@ void meet(Gate& gate, unsigned expected, const Site& site, Last last) {
   leave_to_next(thread, false);
 }
 
-struct Lock {
-  template <typename T>
-  explicit Lock(T&) {}
-};
+bool waited_for(const Gate& gate) { return gate.arrived > 0; }
 
 #else
 
-using Lock = std::unique_lock<std::mutex>;
+bool waited_for(Gate& gate) {
+  const std::lock_guard<std::mutex> lock(gate.mutex);
+  return gate.arrived > 0;
+}
 
 [[noreturn]] void stuck(const Gate& gate) {
   fail("threads wait without end at " + text_of(gate.site) + ": " + std::to_string(gate.arrived) +
        " have come");
 }
 
-template <typename Last>
-void meet(Gate& gate, unsigned expected, const Site& site, Last last) {
+template <typename Enter, typename Last>
+void meet(Gate& gate, unsigned expected, const Site& site, Enter enter, Last last) {
   std::unique_lock<std::mutex> lock(gate.mutex);
+  enter();
   if (gate.arrived == 0) gate.site = site;
   if (++gate.arrived == expected) {
     last();
@@ -235,46 +235,34 @@ void check_same(const Gate& gate, const Site& site) {
   fail(text_of(self()) + " is at " + text_of(site) + " while others wait at " + text_of(gate.site));
 }
 
+// Who has ended is counted without a lock: one that all threads take would order what they did
+// before, and hide from the thread sanitizer that nothing else does.
+unsigned ended(const unsigned& count) { return __atomic_load_n(&count, __ATOMIC_RELAXED); }
+
 /// Refuses an end while others wait for this thread.
 void finish(Thread& thread) {
   thread.done = true;
   Block& block = *thread.block;
   Grid& grid = *thread.grid;
-  const auto refuse = [&](const Gate& gate) {
-    fail(text_of(thread) + " ended while others wait for it at " + text_of(gate.site));
-  };
-  {
-    Warp& warp = *thread.warp;
-    const Lock lock(*[&] {
-#ifdef SEQREC_SHIM_THREADS
-      return &warp.mutex;
-#else
-      return &warp;
-#endif
-    }());
-    warp.done |= 1u << thread.lane;
-    for (auto& [mask, exchange] : warp.exchanges) {
-      if ((mask >> thread.lane & 1u) != 0 && exchange->gate.arrived > 0) refuse(exchange->gate);
-    }
-  }
-#ifdef SEQREC_SHIM_THREADS
-  const Lock lock(grid.mutex);
-  const bool at_block = [&] {
-    const Lock inner(block.barrier.mutex);
-    return block.barrier.arrived > 0;
-  }();
-  const bool at_grid = [&] {
-    const Lock inner(grid.barrier.mutex);
-    return grid.barrier.arrived > 0;
-  }();
-#else
-  const bool at_block = block.barrier.arrived > 0, at_grid = grid.barrier.arrived > 0;
+  Warp& warp = *thread.warp;
+  __atomic_fetch_or(&warp.done, 1u << thread.lane, __ATOMIC_RELAXED);
+  __atomic_fetch_add(&block.done, 1, __ATOMIC_RELAXED);
+  __atomic_fetch_add(&grid.done, 1, __ATOMIC_RELAXED);
+#ifndef SEQREC_SHIM_THREADS
   scheduler.idle_yields = 0;
 #endif
-  ++block.done;
-  ++grid.done;
-  if (at_block) refuse(block.barrier);
-  if (at_grid) refuse(grid.barrier);
+  const auto refuse = [&](Gate& gate) {
+    if (!waited_for(gate)) return;
+    fail(text_of(thread) + " ended while others wait for it at " + text_of(gate.site));
+  };
+  refuse(block.barrier);
+  refuse(grid.barrier);
+#ifdef SEQREC_SHIM_THREADS
+  const std::lock_guard<std::mutex> lock(warp.mutex);
+#endif
+  for (auto& [mask, exchange] : warp.exchanges) {
+    if ((mask >> thread.lane & 1u) != 0) refuse(exchange->gate);
+  }
 }
 
 void refuse_ended(unsigned done, const Site& site) {
@@ -455,49 +443,40 @@ uint3 block_index() { return self().block->index; }
 unsigned char* shared_memory() { return self().block->shared; }
 
 int sync_threads_count(int predicate, const char* file, int line) {
-  Thread& thread = self();
-  Block& block = *thread.block;
+  Block& block = *self().block;
   const Site site{"__syncthreads", file, line};
-  std::uint64_t set;
-  {
-#ifdef SEQREC_SHIM_THREADS
-    {
-      const Lock lock(thread.grid->mutex);
-      refuse_ended(block.done, site);
-    }
-    const Lock lock(block.barrier.mutex);
-#else
-    refuse_ended(block.done, site);
-#endif
-    check_same(block.barrier, site);
-    set = block.barrier.generation & 1;
-    block.counts[set] += predicate != 0 ? 1 : 0;
-  }
-  meet(block.barrier, static_cast<unsigned>(block.threads.size()), site,
-       [&] { block.counts[set ^ 1] = 0; });
+  std::uint64_t set = 0;
+  meet(
+      block.barrier, static_cast<unsigned>(block.threads.size()), site,
+      [&] {
+        refuse_ended(ended(block.done), site);
+        check_same(block.barrier, site);
+        set = block.barrier.generation & 1;
+        block.counts[set] += predicate != 0 ? 1 : 0;
+      },
+      [&] { block.counts[set ^ 1] = 0; });
   return block.counts[set];
 }
 
 void sync_threads(const char* file, int line) { sync_threads_count(0, file, line); }
 
 void sync_grid(const char* file, int line) {
-  Thread& thread = self();
-  Grid& grid = *thread.grid;
+  Grid& grid = *self().grid;
   const Site site{"grid_barrier", file, line};
   if (!grid.cooperative) fail("a grid barrier in a kernel that was not launched cooperatively");
-  {
-#ifdef SEQREC_SHIM_THREADS
-    {
-      const Lock lock(grid.mutex);
-      refuse_ended(grid.done, site);
-    }
-    const Lock lock(grid.barrier.mutex);
-#else
-    refuse_ended(grid.done, site);
+  meet(
+      grid.barrier, grid.threads, site,
+      [&] {
+        refuse_ended(ended(grid.done), site);
+        check_same(grid.barrier, site);
+      },
+      [] {});
+}
+
+void progress() {
+#ifndef SEQREC_SHIM_THREADS
+  scheduler.idle_yields = 0;
 #endif
-    check_same(grid.barrier, site);
-  }
-  meet(grid.barrier, grid.threads, site, [] {});
 }
 
 void yield() {
@@ -523,25 +502,24 @@ const unsigned char* exchange(unsigned mask, const void* given, unsigned bytes, 
   Exchange* found;
   {
 #ifdef SEQREC_SHIM_THREADS
-    const Lock lock(warp.mutex);
+    const std::lock_guard<std::mutex> lock(warp.mutex);
 #endif
-    refuse_ended(static_cast<unsigned>(__builtin_popcount(warp.done & mask)), site);
     std::unique_ptr<Exchange>& entry = warp.exchanges[mask];
     if (entry == nullptr) entry = std::make_unique<Exchange>();
     found = entry.get();
   }
-  unsigned char* slots;
-  {
-#ifdef SEQREC_SHIM_THREADS
-    const Lock lock(found->gate.mutex);
-#endif
-    check_same(found->gate, site);
-    slots = found->slots[found->gate.generation & 1];
-    if (bytes != 0) std::memcpy(slots + thread.lane * kSlot, given, bytes);
-  }
-  meet(found->gate, static_cast<unsigned>(__builtin_popcount(mask)), site, [&] {
-    if (last != nullptr) last(slots);
-  });
+  unsigned char* slots = nullptr;
+  meet(
+      found->gate, static_cast<unsigned>(__builtin_popcount(mask)), site,
+      [&] {
+        refuse_ended(static_cast<unsigned>(__builtin_popcount(ended(warp.done) & mask)), site);
+        check_same(found->gate, site);
+        slots = found->slots[found->gate.generation & 1];
+        if (bytes != 0) std::memcpy(slots + thread.lane * kSlot, given, bytes);
+      },
+      [&] {
+        if (last != nullptr) last(slots);
+      });
   return slots;
 }
 

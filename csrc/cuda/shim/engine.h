@@ -84,6 +84,8 @@ int sync_threads_count(int predicate, const char* file, int line);
 void sync_grid(const char* file, int line);
 /// Lets others run: what a loop that waits for memory to change must call.
 void yield();
+/// Memory that others may wait for was changed.
+void progress();
 
 /// All lanes of `mask` meet; each gives `bytes` bytes and sees what the lanes gave. The returned
 /// memory holds kSlot bytes a lane and is good until the lane's next meeting but one.
