@@ -59,7 +59,7 @@ def feed_forward(
     """
     _check(x, up_weight, up_bias, down_weight, down_bias, activation)
     check_probability(dropout)
-    key = seed_tensor(seed) if dropout else None
+    key = seed_tensor(seed, x.device) if dropout else None
     if choose_backend("feed_forward", x.device, x.dtype) == "reference":
         return feed_forward_reference(
             x,

@@ -86,7 +86,7 @@ def add_layer_norm(
     _check_residual(x, residual)
     _check(x, weight, bias)
     check_probability(dropout)
-    key = seed_tensor(seed) if dropout else None
+    key = seed_tensor(seed, x.device) if dropout else None
     if choose_backend("layer_norm", x.device, x.dtype) == "reference":
         return add_layer_norm_reference(
             x, residual, weight, bias, eps=eps, dropout=dropout, seed=key
@@ -149,7 +149,7 @@ def _run(
     rows = x.numel() // dim
     out = torch.empty_like(x)
     total = None if residual is None else torch.empty_like(x)
-    mean, rstd = x.new_empty(rows), x.new_empty(rows)
+    mean, rstd = _statistics(x)
     residual = None if residual is None else residual.contiguous()
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -171,6 +171,12 @@ def _run(
     return total, out, mean, rstd
 
 
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory of mean and inverse deviation of each row, float32 whatever the type of ``x``."""
+    rows = x.numel() // x.shape[-1]
+    return x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.float32)
+
+
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,9 +186,7 @@ def _forward(
 def _fake(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.numel() // x.shape[-1]
-    like = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return like, x.new_empty(rows), x.new_empty(rows)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), *_statistics(x)
 
 
 def _add_forward(
