@@ -345,20 +345,20 @@ void merge(const DecodeAttention& p, cudaStream_t stream) {
 
 }  // namespace
 
-void launch_decode_attention(const DecodeAttention& problem, DecodeType type, cudaStream_t stream) {
+void launch_decode_attention(const DecodeAttention& problem, Number type, cudaStream_t stream) {
   switch (type) {
-    case DecodeType::kFloat: return start<float>(problem, stream);
-    case DecodeType::kHalf: return start<Half>(problem, stream);
-    case DecodeType::kBFloat16: return start<BFloat16>(problem, stream);
+    case Number::kFloat32: return start<float>(problem, stream);
+    case Number::kHalf: return start<Half>(problem, stream);
+    case Number::kBFloat16: return start<BFloat16>(problem, stream);
   }
 }
 
-void launch_decode_attention_merge(const DecodeAttention& problem, DecodeType type,
+void launch_decode_attention_merge(const DecodeAttention& problem, Number type,
                                    cudaStream_t stream) {
   switch (type) {
-    case DecodeType::kFloat: return merge<float>(problem, stream);
-    case DecodeType::kHalf: return merge<Half>(problem, stream);
-    case DecodeType::kBFloat16: return merge<BFloat16>(problem, stream);
+    case Number::kFloat32: return merge<float>(problem, stream);
+    case Number::kHalf: return merge<Half>(problem, stream);
+    case Number::kBFloat16: return merge<BFloat16>(problem, stream);
   }
 }
 

@@ -5,12 +5,11 @@
 #include <cstdint>
 
 #include "cuda/decode_attention_plan.h"
-#include "cuda/launch.h"
+#include "cuda/numbers.h"
+#include "cuda/stream.h"
 
 namespace seqrec {
 namespace cuda {
-
-enum class DecodeType : int { kFloat = 0, kHalf = 1, kBFloat16 = 2 };
 
 /// Numbers from one token, head and page to the next, of [tokens, heads, width] or
 /// [pages, tokens, heads, width] whose width is dense.
@@ -39,10 +38,10 @@ struct DecodeAttention {
 };
 
 /// Writes the result, or the parts of it if the plan has any.
-void launch_decode_attention(const DecodeAttention& problem, DecodeType type, cudaStream_t stream);
+void launch_decode_attention(const DecodeAttention& problem, Number type, cudaStream_t stream);
 
 /// Puts the parts together.
-void launch_decode_attention_merge(const DecodeAttention& problem, DecodeType type,
+void launch_decode_attention_merge(const DecodeAttention& problem, Number type,
                                    cudaStream_t stream);
 
 }  // namespace cuda

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "cuda/launch.h"
+#include "cuda/numbers.h"
+#include "cuda/stream.h"
 #include "cuda/topk_plan.h"
 
 namespace seqrec {
