@@ -68,7 +68,8 @@ struct TopkTile {
     const int lane = threadIdx.x % 32, group = lane / 4, at = lane % 4;
     const unsigned char* left = items + (threadIdx.x / 32 * 32 + group) * kTopkStageRow;
     const unsigned char* right = queries + group * query_row;
-#pragma unroll
+    // not unrolled: the fragments of two steps at once would cost a third of the blocks, or spills
+#pragma unroll 1
     for (int first = 0; first < kTopkChunk / 4; first += 8) {  // words
       unsigned a[2][4];
 #pragma unroll

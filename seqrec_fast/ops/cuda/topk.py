@@ -54,7 +54,7 @@ def score_topk(
     seen, offsets = _sorted(seen_values, seen_offsets, count)
     scores = queries.new_empty(shape)
     ids = torch.empty(shape, dtype=torch.int64, device=queries.device)
-    tf32 = queries.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    tf32 = _allows_tf32()
     # a query's lists take at least 2 KiB
     step = max(64, _LISTS // max(1, module.topk_lists_size(64, 1, dim, kind, k) // 64) // 64 * 64)
     for begin in range(0, shape[0], step):
@@ -83,6 +83,14 @@ def score_topk(
             stream(queries),
         )
     return scores, ids
+
+
+def _allows_tf32() -> bool:
+    """Whether torch's own products of float32 may round to tf32."""
+    matmul = torch.backends.cuda.matmul
+    # since torch 2.9, which does not tell allow_tf32 to who has set this
+    precision = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32 if precision is None else precision == "tf32")
 
 
 def _dense_rows(table: Tensor) -> Tensor:
