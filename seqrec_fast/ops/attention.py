@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._autocast import compute_dtype, narrow
 from seqrec_fast.ops._backend import choose_backend, forced_kernels
 from seqrec_fast.ops._checks import check_device, check_heads, check_jagged, check_offsets
 from seqrec_fast.ops._library import SECOND_REMEDY, register
@@ -59,6 +60,7 @@ def attention(
         InputError: shapes do not fit one another or the offsets, or the native backend is forced
             where it cannot run.
     """
+    q, k, v = narrow(q, k, v)
     _check(q, k, v, offsets)
     if not _has_kernels(q, dropout):
         return attention_reference(
@@ -95,6 +97,7 @@ def packed_attention(
     """
     if qkv.ndim != 4 or qkv.shape[1] != 3:
         raise InputError(f"qkv: expected [tokens, 3, heads, width], found {tuple(qkv.shape)}")
+    (qkv,) = narrow(qkv)
     q, k, v = qkv.unbind(1)
     _check(q, k, v, offsets)
     if not _has_kernels(qkv, dropout):
@@ -165,7 +168,7 @@ def runs_for(x: Tensor, offsets: Tensor) -> list[EqualRun] | None:
         x: floating, of the device and dtype of the queries.
         offsets: int64 ``[rows + 1]``.
     """
-    reads = choose_backend("attention", x.device, x.dtype) == "reference"
+    reads = choose_backend("attention", x.device, compute_dtype(x)) == "reference"
     return equal_runs(offsets) if reads else None
 
 

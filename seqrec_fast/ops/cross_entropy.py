@@ -23,6 +23,7 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._autocast import narrow
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._checks import (
     check_device,
@@ -120,6 +121,7 @@ def linear_cross_entropy(
     Raises:
         InputError: shapes or dtypes do not fit or a target is not an item.
     """
+    hidden, weight, bias = narrow(hidden, weight, bias)
     if choose_backend("cross_entropy", hidden.device, hidden.dtype) == "reference":
         return linear_cross_entropy_reference(
             hidden, weight, targets, bias, token_weights=token_weights
@@ -195,6 +197,7 @@ def sampled_cross_entropy(
         InputError: shapes or dtypes do not fit, only the targets are corrected, or a target or
             negative is not an item.
     """
+    hidden, weight, bias = narrow(hidden, weight, bias)
     if choose_backend("cross_entropy", hidden.device, hidden.dtype) == "reference":
         return sampled_cross_entropy_reference(
             hidden,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._autocast import narrow
 from seqrec_fast.ops._backend import choose_backend, forced_kernels
 from seqrec_fast.ops._checks import check_device, check_jagged, check_offsets, check_values
 from seqrec_fast.ops._library import address, needs_gradient, register
@@ -57,6 +58,7 @@ def decode_attention(
         InputError: shapes or dtypes do not fit, or the native backend is forced where it cannot
             run.
     """
+    q, keys, values = narrow(q, keys, values)
     _check(q, keys, values, offsets, lengths)
     if not _runs_kernels(q, keys, values):
         return decode_attention_reference(q, keys, values, offsets, lengths=lengths, scale=scale)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._autocast import wide
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._library import address, register
 from seqrec_fast.ops.dropout import check_probability, dropout_reference, seed_tensor, seed_word
@@ -41,6 +42,7 @@ def layer_norm(
     Raises:
         InputError: shapes or dtypes do not fit.
     """
+    x, weight, bias = wide(x, weight, bias)
     _check(x, weight, bias)
     if choose_backend("layer_norm", x.device, x.dtype) == "reference":
         return layer_norm_reference(x, weight, bias, eps=eps)
@@ -83,6 +85,7 @@ def add_layer_norm(
     Raises:
         InputError: shapes or dtypes do not fit, or the probability is out of range.
     """
+    x, residual, weight, bias = wide(x, residual, weight, bias)
     _check_residual(x, residual)
     _check(x, weight, bias)
     check_probability(dropout)

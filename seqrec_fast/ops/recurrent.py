@@ -27,6 +27,7 @@ from torch import Tensor
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _recurrent_native
+from seqrec_fast.ops._autocast import compute_dtype, narrow
 from seqrec_fast.ops._backend import Backend, choose_backend
 from seqrec_fast.ops._checks import check_jagged, check_offsets
 from seqrec_fast.ops._library import needs_gradient
@@ -79,6 +80,8 @@ def recurrent(
         InputError: shapes or dtypes do not fit, the cell or activation is unknown, or
             ``SEQREC_FAST_BACKEND`` forces a backend that cannot run.
     """
+    x, weight_ih, weight_hh, bias_ih, bias_hh = narrow(x, weight_ih, weight_hh, bias_ih, bias_hh)
+    state = None if state is None else narrow(*state)
     _check(cell, x, offsets, weight_ih, weight_hh, bias_ih, bias_hh, state, cell_activation)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     if backend_of(x) == "reference":
@@ -99,7 +102,7 @@ def recurrent(
 
 def backend_of(x: Tensor) -> Backend:
     """What :func:`recurrent` computes tensors such as this by."""
-    return choose_backend("recurrent", x.device, x.dtype)
+    return choose_backend("recurrent", x.device, compute_dtype(x))
 
 
 def recurrent_reference(
