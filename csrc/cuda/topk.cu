@@ -195,7 +195,6 @@ __global__ void __launch_bounds__(kThreads, kQueries == kTopkManyQueries ? 3 : 5
     copy_async_wait<1>();
     __syncthreads();
     if (*memory.full != 0) {
-      __syncthreads();
       cut_lists<kQueries>(p, memory, first_query, split, false);
       __syncthreads();
       if (thread == 0) *memory.full = 0;

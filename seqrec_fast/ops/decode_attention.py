@@ -121,6 +121,7 @@ def paged_decode_attention(
         InputError: shapes or dtypes do not fit, a page does not exist or a length is out of range
             (on the CPU), or a backend is forced where it cannot run.
     """
+    q, key_pages, value_pages = narrow(q, key_pages, value_pages)
     _check_paged(q, key_pages, value_pages, page_table, lengths)
     if not _runs_kernels(q, key_pages, value_pages):
         return paged_decode_attention_reference(

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cuda/decode_attention.h"
-#include "tests/csrc/cuda/check.h"
+#include "../check.h"
 
 using namespace seqrec::cuda;
 
@@ -113,4 +113,9 @@ TEST(decode_attention_end_to_end) {
 TEST(decode_attention_pages) {
   decode<float>(Number::kFloat32, {130, 1, 0}, 1, 33, 7, 4);
   decode<BFloat16>(Number::kBFloat16, {20, 33, 1, 16, 0, 5, 6, 7, 8}, 1, 16, 16, 5);
+}
+
+TEST(decode_attention_threads) {
+  decode<float>(Number::kFloat32, {70, 3}, 1, 5, 0, 6);
+  decode<Half>(Number::kHalf, {66}, 1, 8, 4, 7);
 }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cuda/topk.h"
-#include "tests/csrc/cuda/check.h"
+#include "../check.h"
 
 using namespace seqrec::cuda;
 
@@ -101,3 +101,9 @@ TEST(topk_all_types) {
 TEST(topk_lists_of_a_block) { search<float>(TopkType::kFloat, 2, 1500, 4, 400, 5); }
 
 TEST(topk_ranges_of_items) { search<BFloat16>(TopkType::kBFloat16, 1, 2100, 8, 12, 6); }
+
+/// As few items as fill a list and have it cut: for threads of the operating system.
+TEST(topk_threads) {
+  search<Half>(TopkType::kHalf, 5, 300, 40, 3, 7);
+  search<float>(TopkType::kFloat, 2, 700, 4, 300, 8);
+}
