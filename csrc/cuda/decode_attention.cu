@@ -5,10 +5,9 @@
 // each, a block sixteen keys at a time, a few of them ahead. Each eight lanes keep a softmax of
 // their own, with a running maximum; those of a block are put together in its end, those of several
 // blocks of a row by a second launch. The order of all sums depends on shapes alone.
-#include "cuda/decode_attention.h"
-
 #include <cmath>
 
+#include "cuda/decode_attention.h"
 #include "cuda/device.cuh"
 
 namespace seqrec {
@@ -81,8 +80,9 @@ __device__ __forceinline__ Place place_of(const DecodeAttention& p, std::int64_t
   // lengths of caches fit in 32 bits, whose division is quick
   const unsigned number = static_cast<unsigned>(token), size = static_cast<unsigned>(p.page_tokens);
   const std::int64_t at = row * p.table_row + number / size;
-  const std::int64_t page = p.wide ? load_readonly(static_cast<const std::int64_t*>(p.page_table) + at)
-                                   : load_readonly(static_cast<const std::int32_t*>(p.page_table) + at);
+  const std::int64_t page =
+      p.wide ? load_readonly(static_cast<const std::int64_t*>(p.page_table) + at)
+             : load_readonly(static_cast<const std::int32_t*>(p.page_table) + at);
   return {page >= 0 && page < p.pages ? page : -1, number % size};
 }
 
@@ -159,8 +159,7 @@ __global__ void __launch_bounds__(kThreads) decode_attention(DecodeAttention p) 
   const bool whole = p.slots == p.rows;  // the block alone makes the result
   // the same for all threads of the block
   if (!whole && (begin < 0 || begin >= cache.length)) return;
-  const std::int64_t end =
-      cache.length - begin < p.chunk ? cache.length : begin + p.chunk;
+  const std::int64_t end = cache.length - begin < p.chunk ? cache.length : begin + p.chunk;
 
   const int width = static_cast<int>(p.width), thread = threadIdx.x;
   const int warp = thread / 32, group = thread / kLanes;
@@ -328,9 +327,12 @@ void start(const DecodeAttention& p, cudaStream_t stream) {
 template <typename T>
 void start(const DecodeAttention& p, cudaStream_t stream) {
   switch (p.pieces) {
-    case 1: return start<T, 1>(p, stream);
-    case 2: return start<T, 2>(p, stream);
-    case 4: return start<T, 4>(p, stream);
+    case 1:
+      return start<T, 1>(p, stream);
+    case 2:
+      return start<T, 2>(p, stream);
+    case 4:
+      return start<T, 4>(p, stream);
     default:
       // of 16-bit numbers, 8 pieces are more than the most wide head has
       if constexpr (sizeof(T) == 4) start<T, kDecodeMostPieces>(p, stream);
@@ -347,18 +349,24 @@ void merge(const DecodeAttention& p, cudaStream_t stream) {
 
 void launch_decode_attention(const DecodeAttention& problem, Number type, cudaStream_t stream) {
   switch (type) {
-    case Number::kFloat32: return start<float>(problem, stream);
-    case Number::kHalf: return start<Half>(problem, stream);
-    case Number::kBFloat16: return start<BFloat16>(problem, stream);
+    case Number::kFloat32:
+      return start<float>(problem, stream);
+    case Number::kHalf:
+      return start<Half>(problem, stream);
+    case Number::kBFloat16:
+      return start<BFloat16>(problem, stream);
   }
 }
 
 void launch_decode_attention_merge(const DecodeAttention& problem, Number type,
                                    cudaStream_t stream) {
   switch (type) {
-    case Number::kFloat32: return merge<float>(problem, stream);
-    case Number::kHalf: return merge<Half>(problem, stream);
-    case Number::kBFloat16: return merge<BFloat16>(problem, stream);
+    case Number::kFloat32:
+      return merge<float>(problem, stream);
+    case Number::kHalf:
+      return merge<Half>(problem, stream);
+    case Number::kBFloat16:
+      return merge<BFloat16>(problem, stream);
   }
 }
 

@@ -30,9 +30,9 @@ struct DecodeAttention {
   std::int64_t row_pages, page_tokens, pages;
   std::int64_t rows, heads, width, tokens;  // tokens: of all caches, where they are not in pages
   float scale;
-  void* out;      // [rows, heads, width], dense
-  float* parts;   // [plan.parts, width + 2]: numerators, denominator, maximum
-  bool vectors;   // all rows of a head begin and end at multiples of 16 bytes
+  void* out;                  // [rows, heads, width], dense
+  float* parts;               // [plan.parts, width + 2]: numerators, denominator, maximum
+  bool vectors;               // all rows of a head begin and end at multiples of 16 bytes
   std::int64_t chunk, slots;  // of the plan
   int pieces;
 };

@@ -13,18 +13,18 @@ namespace seqrec {
 namespace cuda {
 
 inline constexpr int kDecodeThreads = 128;
-inline constexpr int kDecodeLanes = 8;          // that share a key: 8 times 16 bytes, a cache line
-inline constexpr int kDecodeLeastChunk = 64;    // tokens: four for each eight lanes of a block
-inline constexpr int kDecodeMostPieces = 8;     // of 128 bytes, in a row of float32
-inline constexpr int kDecodeMostWidth = 256;    // numbers of a head
+inline constexpr int kDecodeLanes = 8;        // that share a key: 8 times 16 bytes, a cache line
+inline constexpr int kDecodeLeastChunk = 64;  // tokens: four for each eight lanes of a block
+inline constexpr int kDecodeMostPieces = 8;   // of 128 bytes, in a row of float32
+inline constexpr int kDecodeMostWidth = 256;  // numbers of a head
 inline constexpr std::int64_t kDecodeWhole = std::int64_t{1} << 40;  // a chunk that is never full
 
 struct DecodePlan {
-  bool fits;            // whether the kernels can run
-  int pieces;           // of 128 bytes, that a head has: 1, 2, 4 or 8
-  std::int64_t chunk;   // tokens of a block
-  std::int64_t slots;   // blocks of each head
-  std::int64_t parts;   // results to be put together, of [width + 2]; 0 where there is one launch
+  bool fits;           // whether the kernels can run
+  int pieces;          // of 128 bytes, that a head has: 1, 2, 4 or 8
+  std::int64_t chunk;  // tokens of a block
+  std::int64_t slots;  // blocks of each head
+  std::int64_t parts;  // results to be put together, of [width + 2]; 0 where there is one launch
 };
 
 /// Args:
@@ -45,8 +45,7 @@ inline DecodePlan plan_decode_attention(std::int64_t rows, std::int64_t heads, s
   plan.slots = rows;
   if (lines < 2 * multiprocessors) {
     const std::int64_t wanted = all * heads / (kBlocks * multiprocessors);
-    const std::int64_t chunk =
-        (wanted + kDecodeLeastChunk) / kDecodeLeastChunk * kDecodeLeastChunk;
+    const std::int64_t chunk = (wanted + kDecodeLeastChunk) / kDecodeLeastChunk * kDecodeLeastChunk;
     if (chunk < tokens) {
       plan.chunk = chunk;
       // in a jagged cache row r has the slots from offsets[r] / chunk + r on

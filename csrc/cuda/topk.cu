@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Score + bias + exclude + top-k in one pass over the items, and a merge.
 //
-// A block multiplies a tile of items with its queries, compares each score with the threshold of its
-// query while it is in a register, and writes what passes to the list of the query and the range of
-// items. A list that is full is rid of items that the query has seen, sorted and cut to the k best;
-// the last of them is the new threshold. Items come in ascending order, so that a later item with
-// the score of the threshold can never be chosen, and a comparison of scores is enough.
+// A block multiplies a tile of items with its queries, compares each score with the threshold of
+// its query while it is in a register, and writes what passes to the list of the query and the
+// range of items. A list that is full is rid of items that the query has seen, sorted and cut to
+// the k best; the last of them is the new threshold. Items come in ascending order, so that a later
+// item with the score of the threshold can never be chosen, and a comparison of scores is enough.
 //
 // The order in which threads write to a list is left to chance, what it holds after a cut is not:
 // every candidate is a number of its own, and the order among them is total.
-#include "cuda/topk.h"
-
 #include <cmath>
 
+#include "cuda/topk.h"
 #include "cuda/topk_list.cuh"
 #include "cuda/topk_tile.cuh"
 
@@ -80,8 +79,8 @@ __device__ __forceinline__ Row row_of(const std::int64_t* offsets, std::int64_t 
   return {begin, end - begin};
 }
 
-/// Cuts the list of a query to its best k, or to fewer if there are no more; if `last`, all k places
-/// are written.
+/// Cuts the list of a query to its best k, or to fewer if there are no more; if `last`, all k
+/// places are written.
 __device__ void cut_list(const TopkSearch& p, std::int64_t query, int split, std::uint64_t* sorting,
                          int* count, float* threshold, const Group& group, bool last) {
   std::uint64_t* list = list_of(p, query, split);
@@ -121,7 +120,8 @@ template <int kQueries>
 __device__ void cut_lists(const TopkSearch& p, const ScanMemory& memory, std::int64_t first_query,
                           int split, bool last) {
   const int warp = threadIdx.x / 32;
-  const bool by_warps = p.capacity <= kTopkWarpSort;
+  // a warp a list, or, where that would leave warps without one, all warps list after list
+  const bool by_warps = p.capacity <= kTopkWarpSort && p.num_queries - first_query >= kThreads / 32;
   const Group group = by_warps ? Group{static_cast<int>(threadIdx.x % 32), 32}
                                : Group{static_cast<int>(threadIdx.x), kThreads};
   for (int q = by_warps ? warp : 0; q < kQueries; q += by_warps ? kThreads / 32 : 1) {
@@ -133,7 +133,8 @@ __device__ void cut_lists(const TopkSearch& p, const ScanMemory& memory, std::in
 }
 
 template <TopkType kType, int kQueries>
-__global__ void __launch_bounds__(kThreads, kQueries == kTopkManyQueries ? 3 : 5) topk_scan(TopkSearch p) {
+__global__ void __launch_bounds__(kThreads, kQueries == kTopkManyQueries ? 3 : 5)
+    topk_scan(TopkSearch p) {
   using T = typename TopkNumbers<kType>::T;
   using Tile = TopkTile<kType, kQueries>;
   SEQREC_SHARED(shared);
@@ -235,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, kQueries == kTopkManyQueries ? 3 : 5
         if (score > threshold) {
           const int slot = atomicAdd(memory.counts + q, 1);
           store_global(list_of(p, first_query + q, split) + slot,
-                candidate(score, static_cast<int>(tile_item) + Tile::item(i)));
+                       candidate(score, static_cast<int>(tile_item) + Tile::item(i)));
           if (slot >= p.capacity - kItems) atomicExch(memory.full, 1);
         }
       }
@@ -349,10 +350,14 @@ void launch_topk_seen(const TopkSeen& seen, cudaStream_t stream) {
 
 void launch_topk_scan(const TopkSearch& search, TopkType type, cudaStream_t stream) {
   switch (type) {
-    case TopkType::kFloat: return scan<TopkType::kFloat>(search, stream);
-    case TopkType::kTf32: return scan<TopkType::kTf32>(search, stream);
-    case TopkType::kHalf: return scan<TopkType::kHalf>(search, stream);
-    case TopkType::kBFloat16: return scan<TopkType::kBFloat16>(search, stream);
+    case TopkType::kFloat:
+      return scan<TopkType::kFloat>(search, stream);
+    case TopkType::kTf32:
+      return scan<TopkType::kTf32>(search, stream);
+    case TopkType::kHalf:
+      return scan<TopkType::kHalf>(search, stream);
+    case TopkType::kBFloat16:
+      return scan<TopkType::kBFloat16>(search, stream);
   }
 }
 

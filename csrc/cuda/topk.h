@@ -33,7 +33,7 @@ struct TopkSearch {
   std::uint64_t* lists;  // [num_queries, splits, capacity]: memory of the search
   void* scores;          // [num_queries, k], of the type of the queries
   std::int64_t* ids;     // [num_queries, k]
-  bool vectors;          // whether all rows of both tables begin at multiples of 16 bytes and end so
+  bool vectors;  // whether all rows of both tables begin at multiples of 16 bytes and end so
   int block_queries, query_row, capacity, splits, items_per_split;  // of the plan
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Candidates of the search for the best items: scores with their items as one whole number each, and
-// a sort of a few of them.
+// Candidates of the search for the best items: scores with their items as one whole number each,
+// and a sort of a few of them.
 #pragma once
 
 #include <cstdint>

@@ -12,12 +12,12 @@
 namespace seqrec {
 namespace cuda {
 
-inline constexpr int kTopkThreads = 128;      // of a block
-inline constexpr int kTopkItems = 128;        // of a tile
-inline constexpr int kTopkManyQueries = 64;   // of a block
-inline constexpr int kTopkFewQueries = 16;    // of a block, where there are no more or rows are long
-inline constexpr int kTopkChunk = 64;         // bytes of a row that one step multiplies
-inline constexpr int kTopkStages = 3;         // chunks of items in flight or at work
+inline constexpr int kTopkThreads = 128;     // of a block
+inline constexpr int kTopkItems = 128;       // of a tile
+inline constexpr int kTopkManyQueries = 64;  // of a block
+inline constexpr int kTopkFewQueries = 16;   // of a block, where there are no more or rows are long
+inline constexpr int kTopkChunk = 64;        // bytes of a row that one step multiplies
+inline constexpr int kTopkStages = 3;        // chunks of items in flight or at work
 inline constexpr int kTopkMostPlaces = 1024;  // the largest k
 inline constexpr int kTopkWarpSort = 512;     // lists up to here are sorted by a warp each
 inline constexpr std::int64_t kTopkMostItems = (std::int64_t{1} << 31) - 2 * kTopkItems;
@@ -41,8 +41,8 @@ struct TopkPlan {
   std::size_t scan_shared, merge_shared;  // bytes
 };
 
-/// A list must hold the k best and the items of one more tile, and is cut to k when it is full: room
-/// for half as many again makes cuts rare.
+/// A list must hold the k best and the items of one more tile, and is cut to k when it is full:
+/// room for half as many again makes cuts rare.
 inline int topk_capacity(std::int64_t k) {
   int capacity = 2 * kTopkItems;
   while (capacity < k + k / 2 + kTopkItems) capacity *= 2;

@@ -63,8 +63,8 @@ struct TopkTile {
 
   /// Adds the products of one chunk. `items` is the chunk of the tile's first item, `queries` that
   /// of the block's first query, whose rows lie `query_row` bytes apart.
-  __device__ __forceinline__ void multiply(const unsigned char* items,
-                                           const unsigned char* queries, int query_row) {
+  __device__ __forceinline__ void multiply(const unsigned char* items, const unsigned char* queries,
+                                           int query_row) {
     const int lane = threadIdx.x % 32, group = lane / 4, at = lane % 4;
     const unsigned char* left = items + (threadIdx.x / 32 * 32 + group) * kTopkStageRow;
     const unsigned char* right = queries + group * query_row;
@@ -126,8 +126,8 @@ struct TopkTile<TopkType::kFloat, kQueries> {
     }
   }
 
-  __device__ __forceinline__ void multiply(const unsigned char* items,
-                                           const unsigned char* queries, int query_row) {
+  __device__ __forceinline__ void multiply(const unsigned char* items, const unsigned char* queries,
+                                           int query_row) {
     const unsigned char* left = items + item(0) * kTopkStageRow;
     const unsigned char* right = queries + query(0) * query_row;
     // one piece at a time: the next one's loads would need registers that there are not

@@ -64,9 +64,7 @@ def _attend(
         view = (table.data_ptr(), table.stride(0), table.dtype == torch.int64)
     module, kind = kernels(), number(q.dtype)
     places = page_tokens if table is None else row_pages * page_tokens
-    size = module.decode_attention_parts_size(
-        rows, heads, width, places, table is not None, kind
-    )
+    size = module.decode_attention_parts_size(rows, heads, width, places, table is not None, kind)
     if size < 0:
         raise InputError(
             f"q: expected heads of at most 256 numbers, found {width}; compute with "

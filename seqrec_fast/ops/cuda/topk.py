@@ -7,8 +7,8 @@ most 1024 and for rows of some thousand bytes. Beyond, :func:`_in_chunks` comput
 product and sort over chunks of items, whose scores never take more than a few megabytes either.
 
 Scores are sums in float32 that are rounded to the type of the queries, the bias is added, and the
-sum is rounded again, as in the reference; so are equal scores the same ones there and here. Items of
-``seen`` that do not exist hide nothing: the host does not look at them.
+sum is rounded again, as in the reference; so equal scores are the same ones there and here. Items
+of ``seen`` that do not exist hide nothing: the host does not look at them.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _in_chunks(
     blocked: Tensor | None,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    """The same for any ``k`` and width: the best so far and a chunk of scores, sorted, cut to ``k``.
+    """The same for any ``k`` and width: the best so far and a chunk of scores, sorted and cut.
 
     A stable sort keeps the lower of two items with equal scores before the other, because chunks
     come in ascending order.

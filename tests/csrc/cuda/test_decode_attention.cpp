@@ -5,8 +5,8 @@
 #include <random>
 #include <vector>
 
-#include "cuda/decode_attention.h"
 #include "../check.h"
+#include "cuda/decode_attention.h"
 
 using namespace seqrec::cuda;
 

@@ -5,8 +5,8 @@
 #include <random>
 #include <vector>
 
-#include "cuda/topk.h"
 #include "../check.h"
+#include "cuda/topk.h"
 
 using namespace seqrec::cuda;
 

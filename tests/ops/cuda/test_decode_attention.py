@@ -164,7 +164,7 @@ def test_operators_gradients_and_compile() -> None:
     compiled = torch.compile(paged_decode_attention, fullgraph=True, backend="aot_eager")
     want = paged_decode_attention(q, keys, values, table, lengths)
     assert torch.equal(compiled(q, keys, values, table, lengths), want)
-    with pytest.raises(InputError, match="SEQREC_FAST_BACKEND=cuda.*have no gradient"):
+    with pytest.raises(InputError, match=r"SEQREC_FAST_BACKEND=cuda.*have no gradient"):
         paged_decode_attention(q.requires_grad_(), keys, values, table, lengths)
     with pytest.raises(InputError, match="q: expected heads of at most 256 numbers, found 300"):
         decode_attention(random(1, 1, 300), *random(2, 4, 1, 300), torch.tensor([0, 4]))
