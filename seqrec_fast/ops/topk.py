@@ -260,4 +260,5 @@ _TOPK = register(
     " Tensor? seen_offsets, Tensor? blocked, SymInt k) -> (Tensor, Tensor)",
     _cpu,
     _fake,
+    gpu="cuda.topk:score_topk",
 )
