@@ -247,6 +247,7 @@ _BACKWARD = register(
     " SymInt positions, float p, Tensor? seed) -> (Tensor, Tensor)",
     _backward_cpu,
     _backward_fake,
+    gpu="cuda.embedding:embedding_backward",
 )
 
 
@@ -271,4 +272,5 @@ _EMBEDDING = register(
     _fake,
     backward=_backward,
     setup_context=_save,
+    gpu="cuda.embedding:embedding",
 )
