@@ -5,11 +5,10 @@
 // T is float, half or bfloat16 by `math`. All matrices are row-major and dense.
 #pragma once
 
-#include "cuda/stream.h"
-
 #include <cstdint>
 
 #include "cuda/recurrent_plan.h"
+#include "cuda/stream.h"
 
 namespace seqrec {
 namespace cuda {
@@ -25,19 +24,19 @@ struct RecurrentForward {
   RecurrentRows batch;
   RecurrentPlan plan;
   CellActivation activation;
-  void* workspace;         // [plan.workspace] bytes
-  const void* projected;   // T [tokens, G * hidden], W_ih x; may be `gates`
-  const void* w_hh;        // T [G * hidden, hidden]
-  const void* b_ih;        // T [G * hidden] or null
-  const void* b_hh;        // T [G * hidden] or null
-  const void* h0;          // T [rows, hidden] or null
-  const void* c0;          // lstm: T [rows, hidden] or null
-  void* output;            // T [tokens, hidden]
-  void* h_end;             // T [rows, hidden]
-  void* c_end;             // lstm: T [rows, hidden]
-  void* gates;             // lstm, gru: T [tokens, G * hidden], or null: not kept
-  float* cells;            // lstm: [tokens, hidden], or null
-  void* hn;                // gru: T [tokens, hidden], or null
+  void* workspace;        // [plan.workspace] bytes
+  const void* projected;  // T [tokens, G * hidden], W_ih x; may be `gates`
+  const void* w_hh;       // T [G * hidden, hidden]
+  const void* b_ih;       // T [G * hidden] or null
+  const void* b_hh;       // T [G * hidden] or null
+  const void* h0;         // T [rows, hidden] or null
+  const void* c0;         // lstm: T [rows, hidden] or null
+  void* output;           // T [tokens, hidden]
+  void* h_end;            // T [rows, hidden]
+  void* c_end;            // lstm: T [rows, hidden]
+  void* gates;            // lstm, gru: T [tokens, G * hidden], or null: not kept
+  float* cells;           // lstm: [tokens, hidden], or null
+  void* hn;               // gru: T [tokens, hidden], or null
 };
 
 struct RecurrentBackward {

@@ -35,7 +35,11 @@ class Backward {
   using T = typename Product::T;
 
   __device__ Backward(const RecurrentBackward& layer, unsigned char* shared)
-      : p_(layer), plan_(layer.plan), place_(layer.plan), split_(layer.plan.form != RecurrentForm::kWhole), shared_(shared) {
+      : p_(layer),
+        plan_(layer.plan),
+        place_(layer.plan),
+        split_(layer.plan.form != RecurrentForm::kWhole),
+        shared_(shared) {
     ring_ = reinterpret_cast<RecurrentRing*>(shared);
     operand_ = reinterpret_cast<T*>(shared + plan_.operand_at);
   }
@@ -60,8 +64,10 @@ class Backward {
       step(t, sums);
       if (split_) {
         if (ring_->mask(t) == 0) break;
-        if (plan_.barriers) team_barrier(counter, plan_.members * (t + 1));
-        else __syncthreads();
+        if (plan_.barriers)
+          team_barrier(counter, plan_.members * (t + 1));
+        else
+          __syncthreads();
         gather(t);
       }
       __syncthreads();
@@ -74,8 +80,8 @@ class Backward {
     for (int i = threadIdx.x; i < copies * plan_.slots * plan_.tile_stride; i += blockDim.x) {
       operand_[i] = from_float<T>(0.0f);
     }
-    product_.load(RecurrentMatrix<T>(p_.w_hh_t, place_.hidden, kGates, true), plan_, place_.warp_unit,
-                  place_.shared_weights(shared_, plan_, kGates),
+    product_.load(RecurrentMatrix<T>(p_.w_hh_t, place_.hidden, kGates, true), plan_,
+                  place_.warp_unit, place_.shared_weights(shared_, plan_, kGates),
                   place_.streamed_weights(p_.workspace, plan_, kGates));
     pass_empty_rows(p_.batch, place_.team, plan_.teams, place_.first, plan_.units, place_.hidden,
                     static_cast<const T*>(p_.d_h_end), static_cast<T*>(p_.dh0));
@@ -119,8 +125,7 @@ class Backward {
     read[kBefore] = Two<T>{from_float<T>(0.0f), from_float<T>(0.0f)};
     if (kGru || p_.h_prev != nullptr) {
       if (!slot.leaves()) {
-        read[kBefore] =
-            place_.read(static_cast<const T*>(p_.output) + at - place_.hidden, live);
+        read[kBefore] = place_.read(static_cast<const T*>(p_.output) + at - place_.hidden, live);
       } else if (p_.h0 != nullptr) {
         read[kBefore] = place_.read(static_cast<const T*>(p_.h0) + start);
       }
@@ -185,12 +190,14 @@ class Backward {
   __device__ void leave(const RecurrentSlot& was, int n, int i, const float (&dh)[2]) {
     const std::int64_t at = std::int64_t{was.row} * place_.hidden + place_.unit;
     if (p_.dh0 != nullptr) {
-      place_.write(static_cast<T*>(p_.dh0) + at, Two<T>{from_float<T>(dh[0]), from_float<T>(dh[1])});
+      place_.write(static_cast<T*>(p_.dh0) + at,
+                   Two<T>{from_float<T>(dh[0]), from_float<T>(dh[1])});
     }
     if constexpr (kLstm) {
       if (p_.dc0 != nullptr) {
-        const float(&dc)[2] = carry_[n][i];
-        place_.write(static_cast<T*>(p_.dc0) + at, Two<T>{from_float<T>(dc[0]), from_float<T>(dc[1])});
+        const float (&dc)[2] = carry_[n][i];
+        place_.write(static_cast<T*>(p_.dc0) + at,
+                     Two<T>{from_float<T>(dc[0]), from_float<T>(dc[1])});
       }
     }
   }
@@ -275,9 +282,9 @@ class Backward {
   RecurrentRing* ring_;
   T* operand_;  // [1 or 2][slots][gates][part_stride]: the gate gradients that the product reads
   Product product_;
-  Two<T> read_[2][2][kRead];               // of the step to come
-  Two<float> now_[2][2], before_[2][2];    // lstm: c' and c of the step to come
-  float carry_[2][2][2];  // lstm: the gradient of c; gru: of h, what does not pass the product
+  Two<T> read_[2][2][kRead]{};               // of the step to come
+  Two<float> now_[2][2]{}, before_[2][2]{};  // lstm: c' and c of the step to come
+  float carry_[2][2][2]{};  // lstm: the gradient of c; gru: of h, what does not pass the product
 };
 
 template <RecurrentCell C, RecurrentMath M>
@@ -301,10 +308,14 @@ void start(const RecurrentBackward& layer, cudaStream_t stream) {
 template <RecurrentCell C>
 void start(const RecurrentBackward& layer, cudaStream_t stream) {
   switch (layer.plan.math) {
-    case RecurrentMath::kFloat32: return start<C, RecurrentMath::kFloat32>(layer, stream);
-    case RecurrentMath::kTf32: return start<C, RecurrentMath::kTf32>(layer, stream);
-    case RecurrentMath::kFloat16: return start<C, RecurrentMath::kFloat16>(layer, stream);
-    case RecurrentMath::kBfloat16: return start<C, RecurrentMath::kBfloat16>(layer, stream);
+    case RecurrentMath::kFloat32:
+      return start<C, RecurrentMath::kFloat32>(layer, stream);
+    case RecurrentMath::kTf32:
+      return start<C, RecurrentMath::kTf32>(layer, stream);
+    case RecurrentMath::kFloat16:
+      return start<C, RecurrentMath::kFloat16>(layer, stream);
+    case RecurrentMath::kBfloat16:
+      return start<C, RecurrentMath::kBfloat16>(layer, stream);
   }
 }
 
@@ -313,9 +324,12 @@ void start(const RecurrentBackward& layer, cudaStream_t stream) {
 void launch_recurrent_backward(const RecurrentBackward& layer, cudaStream_t stream) {
   if (layer.batch.rows == 0) return;
   switch (layer.plan.cell) {
-    case RecurrentCell::kRnn: return start<RecurrentCell::kRnn>(layer, stream);
-    case RecurrentCell::kLstm: return start<RecurrentCell::kLstm>(layer, stream);
-    case RecurrentCell::kGru: return start<RecurrentCell::kGru>(layer, stream);
+    case RecurrentCell::kRnn:
+      return start<RecurrentCell::kRnn>(layer, stream);
+    case RecurrentCell::kLstm:
+      return start<RecurrentCell::kLstm>(layer, stream);
+    case RecurrentCell::kGru:
+      return start<RecurrentCell::kGru>(layer, stream);
   }
 }
 

@@ -15,13 +15,13 @@ struct RecurrentPlace {
   static constexpr int kElement = recurrent_element(M), kFragment = recurrent_fragment(M);
 
   int hidden;
-  int team, member;     // the block
-  int warp, lane;       // in the block
-  int first;            // unit of the block
-  int warp_unit;        // first unit of the warp
-  int unit, local;      // first of the thread's two units, in the layer and in the block
-  bool pairs;           // two units lie together and both exist, wherever a thread has any
-  bool whole_lines;     // rows of `hidden` elements are a multiple of 16 bytes long
+  int team, member;  // the block
+  int warp, lane;    // in the block
+  int first;         // unit of the block
+  int warp_unit;     // first unit of the warp
+  int unit, local;   // first of the thread's two units, in the layer and in the block
+  bool pairs;        // two units lie together and both exist, wherever a thread has any
+  bool whole_lines;  // rows of `hidden` elements are a multiple of 16 bytes long
 
   __device__ explicit RecurrentPlace(const RecurrentPlan& plan) {
     hidden = static_cast<int>(plan.hidden);
@@ -70,15 +70,15 @@ struct RecurrentPlace {
 
   __device__ unsigned char* shared_weights(unsigned char* shared, const RecurrentPlan& plan,
                                            int gates) const {
-    return shared + plan.weights_at +
-           warp * plan.shared_tiles * gates * kFragment;
+    return shared + plan.weights_at + warp * plan.shared_tiles * gates * kFragment;
   }
 
   __device__ unsigned char* streamed_weights(void* workspace, const RecurrentPlan& plan,
                                              int gates) const {
     const std::int64_t before =
         std::int64_t{team * plan.members + member} * (plan.threads / 32) + warp;
-    return static_cast<unsigned char*>(workspace) + std::int64_t{plan.teams} * kRecurrentCounterBytes +
+    return static_cast<unsigned char*>(workspace) +
+           std::int64_t{plan.teams} * kRecurrentCounterBytes +
            before * plan.streamed_tiles * gates * kFragment;
   }
 };
@@ -86,8 +86,8 @@ struct RecurrentPlace {
 /// Makes the counter of a team zero before anybody counts.
 template <typename Place>
 __device__ unsigned* team_counter(void* workspace, const RecurrentPlan& plan, const Place& place) {
-  unsigned* counter = reinterpret_cast<unsigned*>(static_cast<unsigned char*>(workspace) +
-                                                  std::int64_t{place.team} * kRecurrentCounterBytes);
+  unsigned* counter = reinterpret_cast<unsigned*>(
+      static_cast<unsigned char*>(workspace) + std::int64_t{place.team} * kRecurrentCounterBytes);
   if (plan.barriers) {
     if (place.member == 0 && threadIdx.x == 0) *counter = 0;
     grid_barrier();
@@ -101,7 +101,8 @@ __device__ void gather_row(const T* from, int count, bool whole_lines, T* to) {
   if (whole_lines) {
     constexpr int kLine = 16 / sizeof(T);
     for (int u = threadIdx.x * kLine; u < count; u += blockDim.x * kLine) {
-      *reinterpret_cast<uint4*>(to + u) = load_shared_by_blocks(reinterpret_cast<const uint4*>(from + u));
+      *reinterpret_cast<uint4*>(to + u) =
+          load_shared_by_blocks(reinterpret_cast<const uint4*>(from + u));
     }
   } else {
     for (int u = threadIdx.x; u < count; u += blockDim.x) to[u] = load_shared_by_blocks(from + u);

@@ -26,7 +26,11 @@ class Forward {
   using T = typename Product::T;
 
   __device__ Forward(const RecurrentForward& layer, unsigned char* shared)
-      : p_(layer), plan_(layer.plan), place_(layer.plan), split_(layer.plan.form != RecurrentForm::kWhole), shared_(shared) {
+      : p_(layer),
+        plan_(layer.plan),
+        place_(layer.plan),
+        split_(layer.plan.form != RecurrentForm::kWhole),
+        shared_(shared) {
     ring_ = reinterpret_cast<RecurrentRing*>(shared);
     bias_ = reinterpret_cast<float*>(shared + plan_.bias_at);
     operand_ = reinterpret_cast<T*>(shared + plan_.operand_at);
@@ -53,8 +57,10 @@ class Forward {
       step(t, sums);
       if (split_) {
         if (ring_->mask(t + 1) == 0) break;
-        if (plan_.barriers) team_barrier(counter, plan_.members * (t + 1));
-        else __syncthreads();
+        if (plan_.barriers)
+          team_barrier(counter, plan_.members * (t + 1));
+        else
+          __syncthreads();
         gather(t + 1);
       }
       __syncthreads();
@@ -74,14 +80,16 @@ class Forward {
     for (int i = threadIdx.x; i < kGates * units; i += blockDim.x) {
       const int gate = i / units, unit = place_.first + i % units;
       const int from = gate * hidden + unit;
-      const float b = b_ih != nullptr && unit < hidden ? to_float(load_readonly(b_ih + from)) : 0.0f;
-      const float d = b_hh != nullptr && unit < hidden ? to_float(load_readonly(b_hh + from)) : 0.0f;
+      const float b =
+          b_ih != nullptr && unit < hidden ? to_float(load_readonly(b_ih + from)) : 0.0f;
+      const float d =
+          b_hh != nullptr && unit < hidden ? to_float(load_readonly(b_hh + from)) : 0.0f;
       const bool apart = kGru && gate == 2;
       bias_[i] = apart ? b : b + d;
       if (apart) bias_[i + units] = d;
     }
-    product_.load(RecurrentMatrix<T>(p_.w_hh, place_.hidden, kGates, false), plan_, place_.warp_unit,
-                  place_.shared_weights(shared_, plan_, kGates),
+    product_.load(RecurrentMatrix<T>(p_.w_hh, place_.hidden, kGates, false), plan_,
+                  place_.warp_unit, place_.shared_weights(shared_, plan_, kGates),
                   place_.streamed_weights(p_.workspace, plan_, kGates));
     pass_empty_rows(p_.batch, place_.team, plan_.teams, place_.first, units, hidden,
                     static_cast<const T*>(p_.h0), static_cast<T*>(p_.h_end));
@@ -134,8 +142,7 @@ class Forward {
   }
 
   __device__ void step(int t, const float (&sums)[kGates][2][4]) {
-    T* next_operand =
-        operand_ + (split_ ? 0 : ((t + 1) & 1) * plan_.slots * plan_.tile_stride);
+    T* next_operand = operand_ + (split_ ? 0 : ((t + 1) & 1) * plan_.slots * plan_.tile_stride);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -194,15 +201,17 @@ class Forward {
     place_.write(static_cast<T*>(p_.output) + at, rounded);
     if (now.leaves()) place_.write(static_cast<T*>(p_.h_end) + end, rounded);
     if constexpr (kLstm) {
-      const float(&c)[2] = state_[n][i];
+      const float (&c)[2] = state_[n][i];
       if (now.leaves()) {
-        place_.write(static_cast<T*>(p_.c_end) + end, Two<T>{from_float<T>(c[0]), from_float<T>(c[1])});
+        place_.write(static_cast<T*>(p_.c_end) + end,
+                     Two<T>{from_float<T>(c[0]), from_float<T>(c[1])});
       }
       if (p_.cells != nullptr) place_.write(p_.cells + at, Two<float>{c[0], c[1]});
     }
     if constexpr (kGru) {
       if (p_.hn != nullptr) {
-        place_.write(static_cast<T*>(p_.hn) + at, Two<T>{from_float<T>(hn[0]), from_float<T>(hn[1])});
+        place_.write(static_cast<T*>(p_.hn) + at,
+                     Two<T>{from_float<T>(hn[0]), from_float<T>(hn[1])});
       }
     }
     if constexpr (kLstm || kGru) {
@@ -247,11 +256,11 @@ class Forward {
   const bool split_;  // the block has some of the units, else all
   unsigned char* shared_;
   RecurrentRing* ring_;
-  float* bias_;   // [gates (gru: 4)][units]
-  T* operand_;    // [1 or 2][slots][tile_stride]: the states that the product reads
+  float* bias_;  // [gates (gru: 4)][units]
+  T* operand_;   // [1 or 2][slots][tile_stride]: the states that the product reads
   Product product_;
-  Two<T> inputs_[2][2][kGates];  // of the step to come
-  float state_[2][2][2];         // lstm: cells; gru: hidden states
+  Two<T> inputs_[2][2][kGates]{};  // of the step to come
+  float state_[2][2][2]{};         // lstm: cells; gru: hidden states
 };
 
 template <RecurrentCell C, RecurrentMath M>
@@ -275,10 +284,14 @@ void start(const RecurrentForward& layer, cudaStream_t stream) {
 template <RecurrentCell C>
 void start(const RecurrentForward& layer, cudaStream_t stream) {
   switch (layer.plan.math) {
-    case RecurrentMath::kFloat32: return start<C, RecurrentMath::kFloat32>(layer, stream);
-    case RecurrentMath::kTf32: return start<C, RecurrentMath::kTf32>(layer, stream);
-    case RecurrentMath::kFloat16: return start<C, RecurrentMath::kFloat16>(layer, stream);
-    case RecurrentMath::kBfloat16: return start<C, RecurrentMath::kBfloat16>(layer, stream);
+    case RecurrentMath::kFloat32:
+      return start<C, RecurrentMath::kFloat32>(layer, stream);
+    case RecurrentMath::kTf32:
+      return start<C, RecurrentMath::kTf32>(layer, stream);
+    case RecurrentMath::kFloat16:
+      return start<C, RecurrentMath::kFloat16>(layer, stream);
+    case RecurrentMath::kBfloat16:
+      return start<C, RecurrentMath::kBfloat16>(layer, stream);
   }
 }
 
@@ -287,9 +300,12 @@ void start(const RecurrentForward& layer, cudaStream_t stream) {
 void launch_recurrent_forward(const RecurrentForward& layer, cudaStream_t stream) {
   if (layer.batch.rows == 0) return;
   switch (layer.plan.cell) {
-    case RecurrentCell::kRnn: return start<RecurrentCell::kRnn>(layer, stream);
-    case RecurrentCell::kLstm: return start<RecurrentCell::kLstm>(layer, stream);
-    case RecurrentCell::kGru: return start<RecurrentCell::kGru>(layer, stream);
+    case RecurrentCell::kRnn:
+      return start<RecurrentCell::kRnn>(layer, stream);
+    case RecurrentCell::kLstm:
+      return start<RecurrentCell::kLstm>(layer, stream);
+    case RecurrentCell::kGru:
+      return start<RecurrentCell::kGru>(layer, stream);
   }
 }
 

@@ -32,11 +32,11 @@ struct RecurrentPlan {
   RecurrentForm form;
   std::int64_t hidden;
   int teams;
-  int members;  // blocks of a team
-  int threads;  // of a block: a warp for each 16 units
-  int units;    // of a block, a multiple of 16
-  int slots;    // rows that a team takes at a time: 1, 2, 4, 8 or 16
-  int tiles;    // steps of the product over `hidden`, kTileDepth wide
+  int members;         // blocks of a team
+  int threads;         // of a block: a warp for each 16 units
+  int units;           // of a block, a multiple of 16
+  int slots;           // rows that a team takes at a time: 1, 2, 4, 8 or 16
+  int tiles;           // steps of the product over `hidden`, kTileDepth wide
   int shared_tiles;    // of those: in shared memory
   int streamed_tiles;  // of those: in the workspace
   int tile_stride;     // elements between two slots of the operand in shared memory
@@ -71,10 +71,10 @@ constexpr int recurrent_tile_depth(RecurrentMath math) {
 /// Steps whose weights a thread keeps in registers. The multiply-add form shares each weight among
 /// four threads, which registers cannot.
 constexpr int recurrent_held_tiles(RecurrentMath math, int gates, bool backward) {
-  return math == RecurrentMath::kFloat32                    ? 0
+  return math == RecurrentMath::kFloat32            ? 0
          : math == RecurrentMath::kTf32 || backward ? 4
-         : gates == 4                                       ? 7
-                                                            : 8;
+         : gates == 4                               ? 7
+                                                    : 8;
 }
 
 /// Bytes of the weights of one warp, one gate and one step.
@@ -204,8 +204,7 @@ inline bool plan_recurrent(const RecurrentShape& shape, const RecurrentDevice& d
   };
   // A single step reads all weights for few products: the more blocks read them the better.
   const bool spread = shape.form == -1 && shape.single && shape.hidden > kRecurrentUnits;
-  if (!spread && tries(RecurrentForm::kWhole) &&
-      plan_recurrent_whole(plan, shape, device, found)) {
+  if (!spread && tries(RecurrentForm::kWhole) && plan_recurrent_whole(plan, shape, device, found)) {
     return true;
   }
   plan.form = RecurrentForm::kSplit;

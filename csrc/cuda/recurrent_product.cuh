@@ -135,7 +135,8 @@ class RecurrentProduct {
     for (int i = 0; i < plan.streamed_tiles; ++i, place += kDepth) {
       uint4 weights[G];
 #pragma unroll
-      for (int g = 0; g < G; ++g) weights[g] = load_shared_by_blocks(streamed_ + (std::int64_t{i} * G + g) * 32);
+      for (int g = 0; g < G; ++g)
+        weights[g] = load_shared_by_blocks(streamed_ + (std::int64_t{i} * G + g) * 32);
       step(weights, place, eight, plan.part_stride, second, sums);
     }
   }
@@ -149,9 +150,8 @@ class RecurrentProduct {
     const int tiles = plan.shared_tiles + plan.streamed_tiles;
 #pragma unroll 2
     for (int i = 0; i < tiles; ++i) {
-      uint4* to = i < plan.shared_tiles
-                      ? shared_ + i * G * 32
-                      : streamed_ + std::int64_t{i - plan.shared_tiles} * G * 32;
+      uint4* to = i < plan.shared_tiles ? shared_ + i * G * 32
+                                        : streamed_ + std::int64_t{i - plan.shared_tiles} * G * 32;
       for (int g = 0; g < G; ++g) {
         const int depth = k + (kHeld + i) * kDepth;
         to[g * 32] = Whole ? fragment(matrix, g, u, depth) : odd_fragment(matrix, g, u, depth);
@@ -223,7 +223,7 @@ class RecurrentProduct {
     }
   }
 
-  uint4 held_[kHeld][G];
+  uint4 held_[kHeld][G]{};
   uint4* shared_;
   uint4* streamed_;
 };
@@ -237,15 +237,14 @@ class RecurrentProduct<RecurrentMath::kFloat32, G, Back> {
   static constexpr int kDepth = recurrent_tile_depth(RecurrentMath::kFloat32);
   static constexpr int kTile = kDepth * kRecurrentUnits * G;
 
-  __device__ void load(const RecurrentMatrix<float>& matrix, const RecurrentPlan& plan,
-                       int unit, unsigned char* shared, unsigned char* streamed) {
+  __device__ void load(const RecurrentMatrix<float>& matrix, const RecurrentPlan& plan, int unit,
+                       unsigned char* shared, unsigned char* streamed) {
     const int lane = static_cast<int>(threadIdx.x) % 32, r = lane / 4, c = lane % 4;
     shared_ = reinterpret_cast<float*>(shared);
     streamed_ = reinterpret_cast<float*>(streamed);
     for (int i = 0; i < plan.shared_tiles + plan.streamed_tiles; ++i) {
-      float* tile = i < plan.shared_tiles
-                        ? shared_ + i * kTile
-                        : streamed_ + std::int64_t{i - plan.shared_tiles} * kTile;
+      float* tile = i < plan.shared_tiles ? shared_ + i * kTile
+                                          : streamed_ + std::int64_t{i - plan.shared_tiles} * kTile;
       for (int j = 0; j < 2; ++j) {
         for (int g = 0; g < G; ++g) {
           tile[((c * 2 + j) * 8 + r) * G + g] = matrix.at(g, unit + 2 * r + j, i * kDepth + c);
@@ -276,8 +275,7 @@ class RecurrentProduct<RecurrentMath::kFloat32, G, Back> {
 
  private:
   static __device__ void step(const float* weights, const float* first, int next,
-                              const RecurrentPlan& plan, bool second,
-                              float (&sums)[G][2][4]) {
+                              const RecurrentPlan& plan, bool second, float (&sums)[G][2][4]) {
     add<0>(weights, first, next, plan.part_stride, sums);
     if (second) add<1>(weights, first + 8 * plan.tile_stride, next, plan.part_stride, sums);
   }

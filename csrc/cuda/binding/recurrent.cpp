@@ -20,10 +20,10 @@ RecurrentPlan plan_of(int cell, int math, std::int64_t hidden, std::int64_t rows
       device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
   };
   RecurrentPlan plan{};
-  if (rows > 0 && !plan_recurrent({static_cast<RecurrentCell>(cell),
-                                   static_cast<RecurrentMath>(math), hidden, rows, backward, single,
-                                   form},
-                                  device, &plan)) {
+  if (rows > 0 &&
+      !plan_recurrent({static_cast<RecurrentCell>(cell), static_cast<RecurrentMath>(math), hidden,
+                       rows, backward, single, form},
+                      device, &plan)) {
     throw std::invalid_argument("recurrent: the CUDA kernels cannot hold a layer of " +
                                 std::to_string(hidden) +
                                 " hidden units on this device; set SEQREC_FAST_BACKEND=reference");
