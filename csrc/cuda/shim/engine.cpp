@@ -193,7 +193,9 @@ bool waited_for(const Gate& gate) { return gate.arrived > 0; }
 
 #else
 
+// Without the lock but in the case of a fault: see `ended`.
 bool waited_for(Gate& gate) {
+  if (__atomic_load_n(&gate.arrived, __ATOMIC_RELAXED) == 0) return false;
   const std::lock_guard<std::mutex> lock(gate.mutex);
   return gate.arrived > 0;
 }
@@ -208,9 +210,9 @@ void meet(Gate& gate, unsigned expected, const Site& site, Enter enter, Last las
   std::unique_lock<std::mutex> lock(gate.mutex);
   enter();
   if (gate.arrived == 0) gate.site = site;
-  if (++gate.arrived == expected) {
+  if (__atomic_add_fetch(&gate.arrived, 1, __ATOMIC_RELAXED) == expected) {
     last();
-    gate.arrived = 0;
+    __atomic_store_n(&gate.arrived, 0, __ATOMIC_RELAXED);
     ++gate.generation;
     gate.all_here.notify_all();
     return;
