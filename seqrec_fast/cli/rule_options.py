@@ -70,6 +70,9 @@ def read_where(args: Namespace) -> dict[str, Any] | None:
         rule[word] = value if word in ("min", "max") else value.split("|")
         if column in separators:
             rule["separator"] = separators[column]
+    for column in separators:
+        if column not in found:
+            raise InputError(f"--separator {column!r}: no --where asks this column; add one")
     return found or None
 
 

@@ -71,6 +71,7 @@ class ExactIndex(Index):
     """Compares every item; the native kernel filters while it scores."""
 
     kind: ClassVar[str] = "exact"
+    options_class = ExactOptions
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import native
-from seqrec_fast._arguments import integer
+from seqrec_fast._arguments import MOST_PLACES, integer
 from seqrec_fast._files import checked_path
 from seqrec_fast._native_filters import ItemSet
 from seqrec_fast.errors import InputError
@@ -32,6 +32,7 @@ from seqrec_fast.retrieval.filters import (
     item_ids,
     read_filters,
 )
+from seqrec_fast.retrieval.options import Options
 from seqrec_fast.retrieval.storage import as_tensors, write_index
 
 __all__ = ["METRICS", "Found", "Index", "Metric", "Rows", "vector_rows"]
@@ -71,6 +72,7 @@ class Index(ABC):
     """
 
     kind: ClassVar[str]
+    options_class: ClassVar[type[Options]]
 
     #: Facts that travel with the index, ready for JSON: what :mod:`seqrec_fast.retrieval.tuning`
     #: measured and on what. They tell of the items as they were then.
@@ -184,6 +186,11 @@ class Index(ABC):
         """
         wanted = integer("k", k)
         vectors = self._prepared("queries", queries)
+        if wanted * len(vectors) >= MOST_PLACES:
+            raise InputError(
+                f"k: {wanted:,} places for each of {len(vectors):,} queries take more memory than "
+                f"there is; the {self.size:,} items are enough"
+            )
         state = self._state()
         filters = read_filters(len(vectors), state.size, state.removed, exclude, allow, deny)
         return self._search(state, vectors, wanted, filters, threads)

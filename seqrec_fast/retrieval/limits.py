@@ -54,7 +54,10 @@ class Limits:
                 raise InputError(
                     f"limit: column {column!r} needs a whole number of at least 1, found {most!r}"
                 )
-            codes = rules.categories(column)
+            try:
+                codes = rules.categories(column)
+            except InputError as error:
+                raise InputError(f"limit: {error}") from None
             count = int(codes.values.max()) + 1 if len(codes.values) else 0
             parts.append(JaggedBatch(codes.values + offset, codes.offsets))
             self.most += [int(most)] * count

@@ -47,6 +47,7 @@ class QdrantIndex(Index):
     """
 
     kind: ClassVar[str] = "qdrant"
+    options_class = QdrantOptions
 
     def __init__(
         self, client: Any, dim: int, metric: Metric, rows: Rows, options: QdrantOptions

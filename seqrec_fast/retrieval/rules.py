@@ -25,6 +25,7 @@ no item has is no mistake: it finds nothing.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -134,6 +135,8 @@ class Rules:
         try:
             for column, condition in rule.items():
                 found &= self._holds(column, condition, self._values(column), None)
+        except InputError as error:
+            raise InputError(f"where: {error}") from None
         except RecursionError:
             raise InputError("where: conditions lie too deeply within one another") from None
         found.flags.writeable = False
@@ -271,7 +274,11 @@ def _number(column: str, value: Any) -> float:
     try:
         if isinstance(value, (list, dict)):
             raise ValueError
-        return value if isinstance(value, int) else float(value)
+        if not isinstance(value, int):
+            return float(value)
+        if abs(value) < 2**63:
+            return value
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise InputError(f"column {column!r} holds numbers, found {value!r}") from None
 

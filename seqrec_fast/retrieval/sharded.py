@@ -69,6 +69,7 @@ class ShardedIndex(Index):
     """
 
     kind: ClassVar[str] = "sharded"
+    options_class = ShardedOptions
 
     def __init__(self, shards: Sequence[Searcher], *, parallel: bool = False) -> None:
         """Joins shards: the ids of the second follow those of the first, and so on.

@@ -69,12 +69,12 @@ def test_separators_of_a_table() -> None:
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"brand": "x"}, "column 'brand' is not in the item table; there are language, genre"),
-        ({"year": "old"}, "column 'year' holds numbers, found 'old'"),
-        ({"language": {"min": 3}}, "column 'language': 'min' and 'max' need numbers"),
-        ({"language": {"is": 3}}, "column 'language': found 'is'; a condition holds some of any"),
-        ({"genre": {"all": "x"}}, "column 'genre': 'all' needs a list"),
-        ({"genre": {"not": "x", "separator": ""}}, "column 'genre': a separator is a text"),
+        ({"brand": "x"}, "where: column 'brand' is not in the item table; there are language"),
+        ({"year": "old"}, "where: column 'year' holds numbers, found 'old'"),
+        ({"language": {"min": 3}}, "where: column 'language': 'min' and 'max' need numbers"),
+        ({"language": {"is": 3}}, "where: column 'language': found 'is'; a condition holds"),
+        ({"genre": {"all": "x"}}, "where: column 'genre': 'all' needs a list"),
+        ({"genre": {"not": "x", "separator": ""}}, "where: column 'genre': a separator is a text"),
         (["language"], "where: expected a mapping of columns to conditions"),
         ({"language": object()}, "where: holds a value that is no text, number or list"),
     ],
@@ -87,6 +87,17 @@ def test_rules_name_what_is_wrong(where: Any, message: str) -> None:
 def test_no_table() -> None:
     with pytest.raises(InputError, match="column 'a': there is no item table"):
         retrieval.Rules(None).mask({"a": 1})
+
+
+def test_numbers_beyond_all_others() -> None:
+    rules = retrieval.Rules(ItemTable({"whole": np.array([1, 2]), "part": np.array([1.5, np.nan])}))
+    for column, known in (("whole", [True, True]), ("part", [True, False])):
+        for huge, above, below in ((10**400, False, True), (-(10**400), True, False)):
+            found = rules.mask({column: {"min": huge}})
+            assert found.tolist() == [above and one for one in known]
+            found = rules.mask({column: {"max": huge}})
+            assert found.tolist() == [below and one for one in known]
+            assert not rules.mask({column: huge}).any()
 
 
 def greedy(ids: Any, categories: JaggedBatch[Any], most: list[int], k: int) -> list[int]:
@@ -145,7 +156,7 @@ def test_limits_are_the_greedy_walk(data: st.DataObject) -> None:
         ({}, "limit: expected a mapping"),
         ({"genre": 0}, "limit: column 'genre' needs a whole number of at least 1, found 0"),
         ({"genre": True}, "limit: column 'genre' needs a whole number"),
-        ({"brand": 1}, "column 'brand' is not in the item table"),
+        ({"brand": 1}, "limit: column 'brand' is not in the item table"),
     ],
 )
 def test_limits_name_what_is_wrong(limit: Any, message: str) -> None:
