@@ -72,7 +72,9 @@ def read_where(args: Namespace) -> dict[str, Any] | None:
             rule["separator"] = separators[column]
     for column in separators:
         if column not in found:
-            raise InputError(f"--separator {column!r}: no --where asks this column; add one")
+            raise InputError(
+                f"--separator {column!r}: no --where asks this column; it acts on --where alone"
+            )
     return found or None
 
 
