@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -382,6 +382,10 @@ class Index(ABC):
     @abstractmethod
     def _replace(self, ids: NDArray[np.int64], vectors: Float, rows: Rows) -> None:
         """Replaces vectors (some perhaps of removed items) and puts ``rows`` in place."""
+
+    def _check(self, vectors: Float, numbers: Sequence[int] | NDArray[np.int64]) -> None:
+        """Raises InputError where a finite vector can't be held; messages name its number."""
+        del vectors, numbers  # most kinds hold all of them
 
     def _erase(self, ids: NDArray[np.int64], rows: Rows) -> None:
         """Puts ``rows`` in place, in which ``ids`` are removed; vectors may stay where they are."""

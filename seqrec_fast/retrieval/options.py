@@ -114,6 +114,17 @@ class ShardedOptions(Options):
             raise InputError(f"shards: found {self.shards:,}; give at most 4,096")
         if self.shard_kind == "sharded":
             raise InputError("shard_kind: shards of shards do not exist; give more shards")
+        given: object = self.shard_options
+        if given is not None and not isinstance(given, Mapping):
+            raise InputError(
+                f"shard_options: expected a mapping of options to values, found {given!r}"
+            )
+        place = (given or {}).get("location", ":memory:")
+        if self.shard_kind == "qdrant" and place != ":memory:":
+            raise InputError(
+                "shard_options: shards can't share a Qdrant collection, which a server splits by "
+                "itself; give kind='qdrant'"
+            )
 
 
 @dataclass(frozen=True)

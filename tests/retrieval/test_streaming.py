@@ -63,7 +63,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             retrieval.write_exact(*arguments)
-    with pytest.raises(InputError, match="options of kind 'exact': .* 'nprobe'; it has dtype"):
+    with pytest.raises(InputError, match=r"options of kind 'exact': .* 'nprobe'; it has dtype"):
         retrieval.write_exact(path, rows, nprobe=3)
     assert not list(tmp_path.iterdir())
 
