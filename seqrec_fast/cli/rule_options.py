@@ -56,7 +56,7 @@ def read_where(args: Namespace) -> dict[str, Any] | None:
     Raises:
         InputError: an option of another form, or two that do not go together.
     """
-    separators = dict(_pair("--separator", text) for text in args.separator or [])
+    separators = dict(_pair("--separator", text, "TEXT") for text in args.separator or [])
     found: dict[str, Any] = {}
     for text in args.where or []:
         match = _FORM.fullmatch(text)
@@ -86,15 +86,15 @@ def read_limits(args: Namespace) -> dict[str, int] | None:
     """
     found: dict[str, int] = {}
     for text in args.limit or []:
-        column, count = _pair("--limit", text)
+        column, count = _pair("--limit", text, "N")
         if not count.isdecimal():
             raise InputError(f"--limit {text!r}: {count!r} is not a whole number")
         found[column] = int(count)
     return found or None
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
+def _pair(option: str, text: str, kind: str) -> tuple[str, str]:
     column, sign, value = text.partition("=")
     if not sign or not column.strip():
-        raise InputError(f"{option} {text!r}: write COLUMN=VALUE")
+        raise InputError(f"{option} {text!r}: write COLUMN={kind}")
     return column.strip(), value

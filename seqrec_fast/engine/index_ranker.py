@@ -104,8 +104,8 @@ class IndexRanker:
         """
         if stored is None:
             raise InputError(
-                "retrieval: the bundle has no index; make one with seqrec-fast index, or take "
-                "retrieval='exact'"
+                "retrieval: the bundle has no index; make one with seqrec-fast index, or search "
+                "without one, which compares all items"
             )
         try:
             index = from_tensors(stored)
