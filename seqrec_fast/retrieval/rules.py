@@ -146,17 +146,23 @@ class Rules:
                 self._masks.popitem(last=False)
         return found
 
-    def categories(self, column: str) -> JaggedBatch[Any]:
+    def categories(self, column: str, separator: str | None = None) -> JaggedBatch[Any]:
         """int64 codes of the categories of each item, one row an item; none where none is known.
 
         Tags of a text column, or the distinct numbers of another.
 
+        Args:
+            column: which.
+            separator: what stands between its tags; ``None``: as these rules have it.
+
         Raises:
-            InputError: the column is not there.
+            InputError: the column is not there, or the separator is no text.
         """
         values = self._values(column)
+        if separator is not None:
+            _check_separator(column, separator)
         if isinstance(values, list):
-            return self._tags(column, values, None).codes
+            return self._tags(column, values, separator).codes
         there = ~np.isnan(values) if values.dtype == np.float64 else np.ones(len(values), bool)
         _, codes = np.unique(values[there], return_inverse=True)
         return JaggedBatch.from_lengths(codes.astype(np.int64), there.astype(np.int64))

@@ -156,12 +156,31 @@ def test_limits_are_the_greedy_walk(data: st.DataObject) -> None:
         ({}, "limit: expected a mapping"),
         ({"genre": 0}, "limit: column 'genre' needs a whole number of at least 1, found 0"),
         ({"genre": True}, "limit: column 'genre' needs a whole number"),
+        (
+            {"genre": {"most": 0}},
+            "limit: column 'genre' needs a whole number of at least 1, found 0",
+        ),
+        ({"genre": {"separator": " "}}, "limit: column 'genre' needs a number, or 'most' and"),
+        ({"genre": {"most": 1, "least": 1}}, "limit: column 'genre' needs a number, or 'most'"),
+        ({"genre": {"most": 1, "separator": ""}}, "limit: column 'genre': a separator is a text"),
         ({"brand": 1}, "limit: column 'brand' is not in the item table"),
     ],
 )
 def test_limits_name_what_is_wrong(limit: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         retrieval.Limits(retrieval.Rules(TABLE), limit)
+
+
+def test_limits_of_tags_with_a_separator_of_their_own() -> None:
+    table = ItemTable({"class": ["a b", "a c", "b", "c d", None]})
+    index = retrieval.build(np.arange(5, 0, -1, dtype=np.float32)[:, None])
+    limit = {"class": {"most": 1, "separator": " "}}
+    for rules in (retrieval.Rules(table), retrieval.Rules(table, {"class": ","})):
+        limits = retrieval.Limits(rules, limit)
+        found = retrieval.search_limited(index, [[1.0]], 5, limits)
+        assert found.ids.tolist() == [[0, 3, 4, -1, -1]]
+    limits = retrieval.Limits(retrieval.Rules(table), {"class": 1})
+    assert (retrieval.search_limited(index, [[1.0]], 5, limits).ids >= 0).all()
 
 
 def test_a_table_of_other_items_is_refused() -> None:
