@@ -44,6 +44,7 @@ __all__ = ["Rules"]
 
 _SEPARATOR = "|"
 _CACHED_BYTES = 64 << 20
+_MOST_OTHERS = 8  # columns kept that were split in another way: requests may bring any separator
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _WORDS = ("any", "all", "not", "min", "max", "separator")
 
@@ -102,6 +103,7 @@ class Rules:
             self._values(column)
             _check_separator(column, separator)
         self._columns: dict[tuple[str, str], _Column] = {}
+        self._others: OrderedDict[tuple[str, str], _Column] = OrderedDict()
         self._as_numbers: dict[str, NDArray[np.float64]] = {}
         self._masks: OrderedDict[str, Mask] = OrderedDict()
         self._lock = threading.Lock()
@@ -183,10 +185,16 @@ class Rules:
         return values
 
     def _tags(self, column: str, values: list[str | None], separator: str | None) -> _Column:
-        used = separator or self._separators.get(column, _SEPARATOR)
-        found = self._columns.get((column, used))
+        usual = self._separators.get(column, _SEPARATOR)
+        used = separator or usual
+        kept = self._columns if used == usual else self._others
+        found = kept.get((column, used))
         if found is None:
-            found = self._columns[(column, used)] = _Column(values, used)
+            found = _Column(values, used)
+            with self._lock:
+                kept[(column, used)] = found
+                while len(self._others) > _MOST_OTHERS:
+                    self._others.popitem(last=False)
         return found
 
     def _numbers(self, column: str, values: Any) -> NDArray[Any]:

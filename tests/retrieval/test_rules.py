@@ -66,6 +66,16 @@ def test_separators_of_a_table() -> None:
     assert rules.categories("year").lengths.tolist() == [1, 1, 0, 1]
 
 
+def test_separators_of_requests_do_not_fill_the_memory() -> None:
+    rules = retrieval.Rules(TABLE)
+    for number in range(100):
+        rules.mask({"words": {"any": ["b"], "separator": f"<{number}>"}})
+        rules.categories("words", f"{{{number}}}")
+        found = rules.mask({"words": {"any": ["b"], "separator": " "}})
+        assert np.flatnonzero(found).tolist() == [0, 1]
+    assert len(rules._others) <= 8
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [
