@@ -106,6 +106,7 @@ class Rules:
         self._others: OrderedDict[tuple[str, str], _Column] = OrderedDict()
         self._as_numbers: dict[str, NDArray[np.float64]] = {}
         self._masks: OrderedDict[str, Mask] = OrderedDict()
+        self._cached = 0  # bytes of the masks and of the rules that name them
         self._lock = threading.Lock()
 
     def mask(self, where: Mapping[str, Any]) -> Mask:
@@ -143,9 +144,11 @@ class Rules:
             raise InputError("where: conditions lie too deeply within one another") from None
         found.flags.writeable = False
         with self._lock:
-            self._masks[key] = found
-            while len(self._masks) > 1 and len(self._masks) * found.nbytes > _CACHED_BYTES:
-                self._masks.popitem(last=False)
+            if self._masks.setdefault(key, found) is found:
+                self._cached += found.nbytes + len(key)
+            while len(self._masks) > 1 and self._cached > _CACHED_BYTES:
+                old, mask = self._masks.popitem(last=False)
+                self._cached -= mask.nbytes + len(old)
         return found
 
     def categories(self, column: str, separator: str | None = None) -> JaggedBatch[Any]:

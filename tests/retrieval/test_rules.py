@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,20 @@ def test_separators_of_a_table() -> None:
     assert np.flatnonzero(rules.mask({"words": ["b"]})).tolist() == [0, 1]
     assert rules.categories("words").lengths.tolist() == [2, 1, 2, 1]
     assert rules.categories("year").lengths.tolist() == [1, 1, 0, 1]
+
+
+def test_long_rules_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[retrieval.Rules.__module__]
+    monkeypatch.setattr(module, "_CACHED_BYTES", 10_000)
+    rules = retrieval.Rules(TABLE)
+    for number in range(50):
+        assert not rules.mask({"words": [f"{number} " * 200]}).any()
+        held = sum(len(key) + mask.nbytes for key, mask in rules._masks.items())
+        assert rules._cached == held <= 10_000
+    again = rules.mask({"words": ["49 " * 200]})
+    assert again is rules.mask({"words": ["49 " * 200]})
+    rules.mask({"words": ["x" * 20_000]})
+    assert len(rules._masks) == 1
 
 
 def test_separators_of_requests_do_not_fill_the_memory() -> None:
