@@ -108,7 +108,6 @@ def test_a_server_is_asked_for_what_was_chosen_and_again_where_too_few_came(qdra
     np.testing.assert_array_equal(found.ids, retrieval.build(VECTORS).search(VECTORS[:2], 5).ids)
 
 
-@pytest.mark.filterwarnings("ignore:Failed to obtain server version")
 def test_options_are_checked() -> None:
     for options, message in (
         ({"location": ""}, "location: expected a text"),
