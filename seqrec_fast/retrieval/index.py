@@ -136,8 +136,8 @@ class Index(ABC):
     def tuned(self, **search_options: Any) -> Index:
         """The same items searched with other parameters: more work for more recall, or less.
 
-        What comes back shares the data with this index and is made in no time; neither of the two
-        may be changed from then on.
+        What comes back shares the data with this index and is made in no time; whichever of the two
+        is changed first makes a copy for itself.
 
         Args:
             search_options: those of the kind that act in a search alone, such as ``nprobe``.
