@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from typing import Any, SupportsIndex, cast
 
 import numpy as np
@@ -24,7 +25,19 @@ __all__ = [
 ]
 
 MAX_THREADS = 1024
-MOST_PLACES = 1 << 59  # of 16 bytes in an address space
+
+
+def _most_places() -> int:
+    try:
+        held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # another system
+        held = 1 << 63
+    return max(held, 1 << 30) // 16
+
+
+#: places of results, 16 bytes each, that could lie in the memory of this machine. A system that
+#: promises more memory than it has ends the process that uses it, so that is not left to it.
+MOST_PLACES = _most_places()
 
 
 def integer(name: str, value: SupportsIndex) -> int:

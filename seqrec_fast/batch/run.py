@@ -71,7 +71,7 @@ def recommend_users(
     allow: Iterable[Any] | None = None,
     deny: Iterable[Any] | None = None,
     where: Mapping[str, Any] | None = None,
-    limit: Mapping[str, int] | None = None,
+    limit: Mapping[str, Any] | None = None,
     diversity: float = 0.0,
     flat: bool = False,
     overwrite: bool = False,

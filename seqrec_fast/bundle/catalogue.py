@@ -8,7 +8,7 @@ new :class:`Bundle`, which :func:`seqrec_fast.bundle.save` puts in place in one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,10 @@ def change(
     Raises:
         InputError: names the argument and the item.
     """
+    lists = {"add": add, "remove": remove, "like": like, "vectors": vectors}
+    for name, listed in lists.items():
+        if listed is not None and (isinstance(listed, str) or not isinstance(listed, Iterable)):
+            raise InputError(f"{name}: found {listed!r}; give a list with one entry an item")
     raw = list(add)
     fresh_ids, place = _places(bundle.items, raw)
     gone, unknown = _gone(bundle, remove, place)
@@ -96,7 +100,8 @@ def change(
         if given is not None and len(given) != len(raw):
             raise InputError(f"{name}: {len(given)} rows for {len(raw)} items; give one an item")
     before = len(bundle.items)
-    if not 0 < boost < 100:
+    number = isinstance(boost, (int, float, np.integer, np.floating))
+    if not number or not 0 < boost < 100:
         raise InputError(f"boost: expected a number above 0 and below 100, found {boost!r}")
     made = _Vectors(bundle, raw, place, vectors, like, table, boost)
     tensors = dict(bundle.tensors)
@@ -350,10 +355,15 @@ class _Vectors:
                 found = np.asarray(vector, dtype=np.float32)
         except (TypeError, ValueError):
             raise InputError(f"vectors: that of item {raw!r} is not a row of numbers") from None
-        if found.shape != (dim,) or not np.isfinite(found).all():
+        if found.shape != (dim,):
             raise InputError(
                 f"vectors: that of item {raw!r} must be {dim} finite numbers, found shape "
                 f"{found.shape}"
+            )
+        if not np.isfinite(found).all():
+            raise InputError(
+                f"vectors: that of item {raw!r} must be {dim} finite numbers, found one that is "
+                f"not finite in float32"
             )
         return found
 

@@ -143,6 +143,8 @@ def run(args: Namespace) -> int:
 
 def _made(args: Namespace, bundle: Bundle) -> dict[str, Any]:
     """Puts an index and its picture into the bundle; returns what ``--json`` prints."""
+    import numpy as np
+
     from seqrec_fast.benchmarks.machine import cpu_name
     from seqrec_fast.cli.index_queries import float_vectors, of_log, sampled
     from seqrec_fast.cli.trade import trade_table
@@ -169,6 +171,9 @@ def _made(args: Namespace, bundle: Bundle) -> dict[str, Any]:
         "measured_on": queries.source,
         "cpu": result["cpu"],
     }
+    if bundle.removed is not None:
+        # after it was measured, over all items: from here on these are not found
+        index.remove(np.flatnonzero(bundle.removed))
     bundle.index = index.to_tensors()
     target = result.get("target")
     if not args.json:

@@ -33,6 +33,9 @@ the bundle knows; how far that can be relied on is printed. Known ids get what t
 them. A removed item is not recommended any more, but histories that hold it are understood.
 """
 
+# what may stand between the columns of a table
+_BETWEEN = (",", "\t", ";", "|", "::", " ")
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the options of the command."""
@@ -106,6 +109,9 @@ def _read(args: Namespace) -> _Added:
     from seqrec_fast.data.items import ItemTable
     from seqrec_fast.data.vocabulary import Vocabulary
 
+    alone = _ids_alone(args)
+    if alone is not None:
+        return _Added(alone, None, None, None)
     source = open_item_table(Path(args.add), args.item_id, args.title, None)
     ids = source.ids()
     if not ids:
@@ -142,6 +148,27 @@ def _read(args: Namespace) -> _Added:
     title = None if table is None else table.title_column
     rest = ItemTable(columns, title if title in columns else None) if columns else None
     return _Added(ids, rest, like, vectors)
+
+
+def _ids_alone(args: Namespace) -> list[Any] | None:
+    """The ids of a text file of one column, with a header or without; ``None`` for any other.
+
+    That is what brings removed items back, which have vectors and rows of the item table already.
+    """
+    from seqrec_fast.data.recognition import recognise
+    from seqrec_fast.data.sniffing import read_head
+
+    head = read_head(Path(args.add), None)
+    if head.parquet or head.gzipped or args.like or args.vector or args.title:
+        return None
+    if any(mark in line.strip() for line in head.lines for mark in _BETWEEN):
+        return None
+    ids = read_ids("--add", args.add)
+    if ids[0] == args.item_id or recognise("item", ids[:1]):
+        del ids[0]
+    if not ids:
+        raise InputError(f"--add: {args.add} has no rows; write one item a row")
+    return list(ids)
 
 
 def _text(cell: Any) -> str:

@@ -34,7 +34,7 @@ def add_rule_arguments(parser: ArgumentParser) -> None:
         "--separator",
         action="append",
         metavar="COLUMN=TEXT",
-        help="what stands between the tags of a text column in --where (default: |)",
+        help="what stands between the tags of a text column in --where and --limit (default: |)",
     )
 
 
@@ -56,7 +56,7 @@ def read_where(args: Namespace) -> dict[str, Any] | None:
     Raises:
         InputError: an option of another form, or two that do not go together.
     """
-    separators = dict(_pair("--separator", text) for text in args.separator or [])
+    separators = _separators(args)
     found: dict[str, Any] = {}
     for text in args.where or []:
         match = _FORM.fullmatch(text)
@@ -70,26 +70,39 @@ def read_where(args: Namespace) -> dict[str, Any] | None:
         rule[word] = value if word in ("min", "max") else value.split("|")
         if column in separators:
             rule["separator"] = separators[column]
+    limited = [_pair("--limit", text, "N")[0] for text in args.limit or []]
+    for column in separators:
+        if column not in found and column not in limited:
+            raise InputError(f"--separator {column!r}: no --where and no --limit asks this column")
     return found or None
 
 
-def read_limits(args: Namespace) -> dict[str, int] | None:
-    """Column → most items of a category, or ``None``.
+def read_limits(args: Namespace) -> dict[str, Any] | None:
+    """Column → most items of a category, with the separator of its tags if there is one; or none.
 
     Raises:
         InputError: an option of another form.
     """
-    found: dict[str, int] = {}
+    separators = _separators(args)
+    found: dict[str, Any] = {}
     for text in args.limit or []:
-        column, count = _pair("--limit", text)
+        column, count = _pair("--limit", text, "N")
         if not count.isdecimal():
             raise InputError(f"--limit {text!r}: {count!r} is not a whole number")
-        found[column] = int(count)
+        if column in found:
+            raise InputError(f"--limit {text!r}: {column} stands there twice")
+        most = int(count)
+        separator = separators.get(column)
+        found[column] = most if separator is None else {"most": most, "separator": separator}
     return found or None
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
+def _separators(args: Namespace) -> dict[str, str]:
+    return dict(_pair("--separator", text, "TEXT") for text in args.separator or [])
+
+
+def _pair(option: str, text: str, kind: str) -> tuple[str, str]:
     column, sign, value = text.partition("=")
     if not sign or not column.strip():
-        raise InputError(f"{option} {text!r}: write COLUMN=VALUE")
+        raise InputError(f"{option} {text!r}: write COLUMN={kind}")
     return column.strip(), value

@@ -12,10 +12,19 @@ from seqrec_fast.cli.console import table
 __all__ = ["trade_picture", "trade_table"]
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink")
+_MARKERS = "os^Dv"  # the next one where the colours begin again
 
 
 def trade_table(trials: Sequence[Mapping[str, Any]], k: int) -> str:
     """A row a trial, as :meth:`seqrec_fast.retrieval.tuning.Trial.to_dict` gives them."""
+    compared = min((one["median_us"] for one in trials if one["exact"]), default=float("inf"))
+
+    def verdict(one: Mapping[str, Any]) -> str:
+        if one["chosen"] or one["reached"]:
+            return "chosen" if one["chosen"] else ""
+        slow = one["median_us"] > compared  # where a walk ends before the recall is reached
+        return "recall too low, slower than exact" if slow else "recall too low"
+
     rows = [
         [
             one["kind"],
@@ -25,7 +34,7 @@ def trade_table(trials: Sequence[Mapping[str, Any]], k: int) -> str:
             f"{one['p99_us']:,.0f} µs",
             f"{one['bytes'] / 2**20:,.1f} MiB",
             f"{one['build_seconds']:.2f} s",
-            "chosen" if one["chosen"] else "" if one["reached"] else "recall too low",
+            verdict(one),
         ]
         for one in trials
     ]
@@ -51,7 +60,8 @@ def trade_picture(trials: Sequence[Mapping[str, Any]], k: int, target: float, ti
     figure = new_figure("the picture", 7.0, 4.6)
     plot = figure.subplots()
     for place, one in enumerate(trials):
-        colour = _COLOURS[place % len(_COLOURS)]
+        turn, shade = divmod(place, len(_COLOURS))
+        colour, marker = _COLOURS[shade], _MARKERS[turn % len(_MARKERS)]
         label = " ".join([one["kind"], _options(one)]).strip()
         steps = sorted(one["curve"], key=lambda step: step["recall"])
         plot.plot(
@@ -61,7 +71,7 @@ def trade_picture(trials: Sequence[Mapping[str, Any]], k: int, target: float, ti
             marker=".",
             alpha=0.5,
         )
-        plot.plot(one["recall"], one["median_us"], "o", color=colour, label=label)
+        plot.plot(one["recall"], one["median_us"], marker, color=colour, label=label)
         if one["chosen"]:
             plot.plot(one["recall"], one["median_us"], "o", ms=14, mfc="none", mec="tab:red", mew=2)
     plot.axvline(target, color="grey", linestyle=":")

@@ -84,7 +84,11 @@ class IndexRanker:
 
     @classmethod
     def of(
-        cls, stored: Mapping[str, NDArray[Any]] | None, items: Float, bias: Float | None
+        cls,
+        stored: Mapping[str, NDArray[Any]] | None,
+        items: Float,
+        bias: Float | None,
+        removed: NDArray[np.bool_] | None = None,
     ) -> IndexRanker:
         """The ranker of a bundle's index.
 
@@ -92,6 +96,7 @@ class IndexRanker:
             stored: ``Bundle.index``.
             items: float32 ``[items, dim]``.
             bias: float32 ``[items]`` or ``None``.
+            removed: bool ``[items]``: never found, whatever the index says of them; or ``None``.
 
         Raises:
             InputError: there is no index, or it can't be used.
@@ -99,14 +104,17 @@ class IndexRanker:
         """
         if stored is None:
             raise InputError(
-                "retrieval: the bundle has no index; make one with seqrec-fast index, or take "
-                "retrieval='exact'"
+                "retrieval: the bundle has no index; make one with seqrec-fast index, or search "
+                "without one, which compares all items"
             )
         try:
             index = from_tensors(stored)
         except InputError as error:
             raise InputError(f"index.safetensors: {error}") from None
-        return cls(index, items, bias)
+        made = cls(index, items, bias)
+        if removed is not None:
+            index.remove(np.flatnonzero(removed))
+        return made
 
     def rank(
         self,

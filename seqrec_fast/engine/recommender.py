@@ -131,7 +131,7 @@ class Recommender:
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
         where: Any = None,
-        limit: Mapping[str, int] | None = None,
+        limit: Mapping[str, Any] | None = None,
         diversity: float = 0.0,
     ) -> list[Recommendation]:
         """The best items for each user.
@@ -184,7 +184,7 @@ class Recommender:
         exclude_seen: bool = True,
         *,
         blocked: NDArray[Any] | None = None,
-        limit: Mapping[str, int] | None = None,
+        limit: Mapping[str, Any] | None = None,
         diversity: float = 0.0,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best items for each user, by item index: no raw ids, no objects, one array each.

@@ -33,6 +33,7 @@ __all__ = [
     "whole_number",
 ]
 
+_NUMBERS = int, float, np.integer, np.floating
 _REMEDY = "give a list of lists of ids, one inner list a user: [['a', 'b'], ['c']]"
 
 
@@ -296,7 +297,7 @@ def read_diversity(given: object, interests: int) -> float:
     Raises:
         InputError: another value, or a model of one interest.
     """
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
+    if isinstance(given, bool) or not isinstance(given, _NUMBERS) or not 0 <= given < math.inf:
         raise InputError(f"diversity: expected a number of at least 0, found {shown(given)}")
     if given and interests == 1:
         raise InputError(

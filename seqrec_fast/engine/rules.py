@@ -53,7 +53,7 @@ def with_where(model: ServedModel, allowed: Filter, where: Any, users: int) -> F
     Raises:
         InputError: another form, another number of rules than users, or a rule that does not fit.
     """
-    if where is None:
+    if _asks_nothing(where):
         return allowed
     rules = rules_of(model)
     if isinstance(where, Mapping):
@@ -73,7 +73,7 @@ def with_where(model: ServedModel, allowed: Filter, where: Any, users: int) -> F
     own_lists = allowed.per_user or [allowed.common] * users
     found = []
     for rule, own in zip(each, own_lists, strict=True):
-        found.append(own if rule is None else _narrowed(own, rules.mask(rule)))
+        found.append(own if _asks_nothing(rule) else _narrowed(own, rules.mask(rule)))
     return Filter(None, found, allowed.unknown)
 
 
@@ -83,7 +83,10 @@ def items_where(recommender: Recommender, where: Mapping[str, Any]) -> NDArray[n
     Raises:
         InputError: a rule that does not fit the item table.
     """
-    return rules_of(recommender._current).mask(where)
+    model = recommender._current
+    if _asks_nothing(where):
+        return np.ones(len(model.items), dtype=np.bool_)
+    return rules_of(model).mask(where)
 
 
 def read_limit(model: ServedModel, limit: Any, diversity: float = 0.0) -> Limits | None:
@@ -141,6 +144,11 @@ def rank_limited(
         return rank(model, known.select(part), wanted, exclude_seen, allowed, some, rows[part])
 
     return walk(search, len(known), k, len(model.items), limits)
+
+
+def _asks_nothing(rule: Any) -> bool:
+    """Whether this is no rule, or one without conditions, which needs no item table."""
+    return rule is None or (isinstance(rule, Mapping) and not rule)
 
 
 def _narrowed(own: NDArray[np.int32] | None, kept: NDArray[np.bool_]) -> NDArray[np.int32]:

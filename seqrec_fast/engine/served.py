@@ -102,8 +102,9 @@ class ServedModel:
                     f"retrieval: the index holds the vectors of weights='float32', not of "
                     f"{weights!r}; take one or the other"
                 )
-            # an index knows by itself what is removed
-            self.ranker = IndexRanker.of(bundle.index, vectors, self.encoder.item_bias)
+            # an index leaves out by itself what is removed
+            bias_column = self.encoder.item_bias
+            self.ranker = IndexRanker.of(bundle.index, vectors, bias_column, removed)
         rank = self.encoder.engine.rank if self.ranker is None else self.ranker.rank
         self.scorer = Scorer(vectors, bias, rank)
         counts = bundle.popularity.astype(np.float32)

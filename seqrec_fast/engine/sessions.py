@@ -187,7 +187,7 @@ class Sessions:
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
         where: Any = None,
-        limit: Mapping[str, int] | None = None,
+        limit: Mapping[str, Any] | None = None,
     ) -> Recommendation:
         """The best items for a user after the last event that was observed.
 
@@ -246,7 +246,7 @@ class Sessions:
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
         where: Any = None,
-        limit: Mapping[str, int] | None = None,
+        limit: Mapping[str, Any] | None = None,
     ) -> list[Recommendation]:
         """:meth:`recommend` for many users at once.
 

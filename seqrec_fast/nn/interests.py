@@ -27,8 +27,8 @@ class InterestHead(torch.nn.Module):
     """From an embedding a token to ``interests`` embeddings a token.
 
     ``out[t, 0] = hidden[t]`` and ``out[t, k] = hidden[t] + g[k] * sum_s a[s, k] e[s] / sum_s
-    a[s, k]`` with ``a[s, k] = exp(W2[k] . tanh(W1 e[s] + b1))``, the sums over ``s <= t`` in the row
-    of ``t``, the product with the gains ``g[k]`` number by number.
+    a[s, k]`` with ``a[s, k] = exp(W2[k] . tanh(W1 e[s] + b1))``, the sums over ``s <= t`` in the
+    row of ``t``, the product with the gains ``g[k]`` number by number.
 
     Parameters ``hidden.weight [width, dim]``, ``hidden.bias [width]`` (W1, b1), ``scores.weight
     [interests - 1, width]`` (W2), ``gain [interests - 1, dim]`` (g), with ``width`` four times the

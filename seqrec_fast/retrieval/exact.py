@@ -9,7 +9,7 @@ of bytes too, so that nothing is made when it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from seqrec_fast.retrieval.index import Float, Found, Index, Metric, Rows, first
 from seqrec_fast.retrieval.options import ExactOptions
 from seqrec_fast.retrieval.parts import filters_at, filters_between, merge, without
 
-__all__ = ["ExactIndex", "rounded_rows"]
+__all__ = ["ExactIndex", "check_bfloat16", "rounded_rows"]
 
 # An array that has to grow grows by this share, so that adding one by one costs little each.
 _GROWTH = 8
@@ -71,6 +71,7 @@ class ExactIndex(Index):
     """Compares every item; the native kernel filters while it scores."""
 
     kind: ClassVar[str] = "exact"
+    options_class = ExactOptions
 
     def __init__(
         self,
@@ -202,6 +203,10 @@ class ExactIndex(Index):
     def _held(self, vectors: Float) -> Float:
         """Vectors as they will be searched; refuses those that cannot be held."""
         return rounded_rows("vectors", vectors) if self._options.dtype == "bfloat16" else vectors
+
+    def _check(self, vectors: Float, numbers: Sequence[int] | NDArray[np.int64]) -> None:
+        if self._options.dtype == "bfloat16":
+            check_bfloat16("vectors", vectors, numbers)
 
     def _state(self) -> _State:
         return self._current
@@ -347,6 +352,24 @@ def rounded_rows(name: str, vectors: Float, first: int = 0) -> Float:
     if bad is not None:
         raise _beyond(name, first + bad)
     return found
+
+
+def check_bfloat16(name: str, vectors: Float, numbers: Sequence[int] | NDArray[np.int64]) -> None:
+    """Looks for numbers that bfloat16 can't hold, at a bounded part of the vectors at a time.
+
+    Args:
+        name: of the vectors, for messages.
+        vectors: float32 ``[rows, dim]``, finite.
+        numbers: what messages call their rows.
+
+    Raises:
+        InputError: there is one.
+    """
+    step = max(1, 2**18 // max(1, vectors.shape[1]))
+    for begin in range(0, len(vectors), step):
+        bad = first_not_finite(round_to_bfloat16(vectors[begin : begin + step]))
+        if bad is not None:
+            raise _beyond(name, int(numbers[begin + bad]))
 
 
 def _beyond(name: str, row: int) -> InputError:

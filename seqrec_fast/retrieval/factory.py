@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from seqrec_fast._files import checked_path
 from seqrec_fast.errors import InputError
 from seqrec_fast.retrieval.index import METRICS, Index, Metric, Rows, unit_rows, vector_rows
-from seqrec_fast.retrieval.options import choice
+from seqrec_fast.retrieval.options import choice, option_problem
 from seqrec_fast.retrieval.storage import Stored, read_index
 from seqrec_fast.retrieval.storage import from_tensors as stored_from
 
@@ -65,7 +65,7 @@ def build(
     try:
         return found._build(rows, cast("Metric", metric), options)
     except TypeError as error:
-        raise InputError(f"options of kind {kind!r}: {_option_problem(error)}") from None
+        raise option_problem(kind, found.options_class, error) from None
 
 
 def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = True) -> Index:
@@ -146,9 +146,3 @@ def _natural(meta: Mapping[str, Any], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
         raise InputError(f"{name!r} must be a whole number below 2^31, found {value!r}")
     return value
-
-
-def _option_problem(error: TypeError) -> str:
-    """The part of Python's message about a wrong keyword that a user can act on."""
-    text = str(error)
-    return text.split("__init__() ", 1)[-1]

@@ -45,7 +45,6 @@ class FaissIndex(Index):
     """A structure of faiss over a table of vectors."""
 
     #: class of the options
-    options_class: ClassVar[type[Options]]
     #: whether a search of faiss takes a mask
     selects: ClassVar[bool] = True
     #: the most that a search of faiss can be asked for

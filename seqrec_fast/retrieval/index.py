@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast import native
-from seqrec_fast._arguments import integer
+from seqrec_fast._arguments import MOST_PLACES, integer
 from seqrec_fast._files import checked_path
 from seqrec_fast._native_filters import ItemSet
 from seqrec_fast.errors import InputError
@@ -32,6 +32,7 @@ from seqrec_fast.retrieval.filters import (
     item_ids,
     read_filters,
 )
+from seqrec_fast.retrieval.options import Options
 from seqrec_fast.retrieval.storage import as_tensors, write_index
 
 __all__ = ["METRICS", "Found", "Index", "Metric", "Rows", "vector_rows"]
@@ -71,6 +72,7 @@ class Index(ABC):
     """
 
     kind: ClassVar[str]
+    options_class: ClassVar[type[Options]]
 
     #: Facts that travel with the index, ready for JSON: what :mod:`seqrec_fast.retrieval.tuning`
     #: measured and on what. They tell of the items as they were then.
@@ -134,8 +136,8 @@ class Index(ABC):
     def tuned(self, **search_options: Any) -> Index:
         """The same items searched with other parameters: more work for more recall, or less.
 
-        What comes back shares the data with this index and is made in no time; neither of the two
-        may be changed from then on.
+        What comes back shares the data with this index and is made in no time; whichever of the two
+        is changed first makes a copy for itself.
 
         Args:
             search_options: those of the kind that act in a search alone, such as ``nprobe``.
@@ -184,6 +186,11 @@ class Index(ABC):
         """
         wanted = integer("k", k)
         vectors = self._prepared("queries", queries)
+        if wanted * len(vectors) >= MOST_PLACES:
+            raise InputError(
+                f"k: {wanted:,} places for each of {len(vectors):,} queries take more memory than "
+                f"there is; the {self.size:,} items are enough"
+            )
         state = self._state()
         filters = read_filters(len(vectors), state.size, state.removed, exclude, allow, deny)
         return self._search(state, vectors, wanted, filters, threads)
@@ -375,6 +382,10 @@ class Index(ABC):
     @abstractmethod
     def _replace(self, ids: NDArray[np.int64], vectors: Float, rows: Rows) -> None:
         """Replaces vectors (some perhaps of removed items) and puts ``rows`` in place."""
+
+    def _check(self, vectors: Float, numbers: Sequence[int] | NDArray[np.int64]) -> None:
+        """Raises InputError where a finite vector can't be held; messages name its number."""
+        del vectors, numbers  # most kinds hold all of them
 
     def _erase(self, ids: NDArray[np.int64], rows: Rows) -> None:
         """Puts ``rows`` in place, in which ``ids`` are removed; vectors may stay where they are."""

@@ -60,12 +60,21 @@ def search_interests(
     Raises:
         InputError: an argument has the wrong type, shape or range.
     """
-    vectors = np.asarray(interests)
+    try:
+        vectors = np.asarray(interests)
+    except ValueError:
+        raise InputError("interests: expected [users, interests, dim], found uneven rows") from None
     if vectors.ndim != 3 or not vectors.shape[1]:
         raise InputError(
             f"interests: expected [users, interests, dim], found shape {vectors.shape}"
         )
     times = vectors.shape[1]
+    for name, rows in (("allow", allow), ("deny", deny), ("exclude", exclude)):
+        if isinstance(rows, JaggedBatch) and len(rows) != len(vectors):
+            raise InputError(
+                f"{name}: expected one row a user ({len(vectors)}), found {len(rows)} rows"
+            )
+    _check_diversity(diversity)
 
     def each(rows: Indices | None) -> Indices | None:
         return repeat_rows(rows, times) if isinstance(rows, JaggedBatch) else rows
@@ -147,8 +156,7 @@ def diversified(
     Raises:
         InputError: ``diversity`` is negative or not finite.
     """
-    if not 0.0 <= diversity < np.inf:
-        raise InputError(f"diversity: must be a number of at least 0, found {diversity!r}")
+    _check_diversity(diversity)
     users, times, found = scores.shape
     out_scores = np.full((users, k), -np.inf, dtype=np.float32)
     out_ids = np.full((users, k), -1, dtype=np.int64)
@@ -172,6 +180,12 @@ def diversified(
             counts[kinds[at]] += 1
             out_ids[user, place], out_scores[user, place] = candidates[at], values[at]
     return out_scores, out_ids
+
+
+def _check_diversity(given: object) -> None:
+    numbers = int, float, np.integer, np.floating
+    if isinstance(given, bool) or not isinstance(given, numbers) or not 0.0 <= given < np.inf:
+        raise InputError(f"diversity: must be a number of at least 0, found {given!r}")
 
 
 def repeat_rows(batch: JaggedBatch[Any], times: int) -> JaggedBatch[Any]:

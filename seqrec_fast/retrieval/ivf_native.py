@@ -60,6 +60,7 @@ class IvfNativeIndex(Index):
     """Lists around centres, visited as far as they promise better items."""
 
     kind: ClassVar[str] = "ivf-native"
+    options_class = IvfNativeOptions
 
     def __init__(self, metric: Metric, options: IvfNativeOptions, rows: Rows, state: _State):
         """Takes what `build` or `load` has made."""

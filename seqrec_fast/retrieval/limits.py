@@ -32,12 +32,13 @@ _FIRST, _GROWTH = 3, 4  # results fetched, as a multiple of k, and how they grow
 class Limits:
     """How many items of each category a result may hold."""
 
-    def __init__(self, rules: Rules, limit: Mapping[str, int]) -> None:
+    def __init__(self, rules: Rules, limit: Mapping[str, Any]) -> None:
         """Reads the categories of the items.
 
         Args:
             rules: over the item table.
-            limit: column → how many items of each of its categories, at least 1.
+            limit: column → how many items of each of its categories, at least 1; or, where its
+                texts are tags behind one another, ``{"most": 2, "separator": " "}``.
 
         Raises:
             InputError: a column that is not there, or a number below 1.
@@ -49,12 +50,23 @@ class Limits:
         offset = 0
         parts: list[JaggedBatch[Any]] = []
         for column, most in given.items():
+            separator = None
+            if isinstance(most, Mapping):
+                if "most" not in most or set(most) - {"most", "separator"}:
+                    raise InputError(
+                        f"limit: column {column!r} needs a number, or 'most' and 'separator', "
+                        f"found {most!r}"
+                    )
+                most, separator = most["most"], most.get("separator")
             whole = isinstance(most, (int, np.integer)) and not isinstance(most, bool)
             if not whole or most < 1:
                 raise InputError(
                     f"limit: column {column!r} needs a whole number of at least 1, found {most!r}"
                 )
-            codes = rules.categories(column)
+            try:
+                codes = rules.categories(column, separator)
+            except InputError as error:
+                raise InputError(f"limit: {error}") from None
             count = int(codes.values.max()) + 1 if len(codes.values) else 0
             parts.append(JaggedBatch(codes.values + offset, codes.offsets))
             self.most += [int(most)] * count

@@ -8,7 +8,7 @@ what `describe` says is what a search uses.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from seqrec_fast._arguments import integer
@@ -21,6 +21,7 @@ __all__ = [
     "QdrantOptions",
     "ShardedOptions",
     "choice",
+    "option_problem",
 ]
 
 
@@ -113,6 +114,17 @@ class ShardedOptions(Options):
             raise InputError(f"shards: found {self.shards:,}; give at most 4,096")
         if self.shard_kind == "sharded":
             raise InputError("shard_kind: shards of shards do not exist; give more shards")
+        given: object = self.shard_options
+        if given is not None and not isinstance(given, Mapping):
+            raise InputError(
+                f"shard_options: expected a mapping of options to values, found {given!r}"
+            )
+        place = (given or {}).get("location", ":memory:")
+        if self.shard_kind == "qdrant" and place != ":memory:":
+            raise InputError(
+                "shard_options: shards can't share a Qdrant collection, which a server splits by "
+                "itself; give kind='qdrant'"
+            )
 
 
 @dataclass(frozen=True)
@@ -145,5 +157,18 @@ def choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     Raises:
         InputError: it is none of them.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name}: found {value!r}; choose one of {', '.join(choices)}")
+
+
+def option_problem(kind: str, options: type[Options], error: TypeError) -> InputError:
+    """The error for options that :class:`Options` of a kind did not take.
+
+    Args:
+        kind: of the index.
+        options: the class that was called.
+        error: what it raised.
+    """
+    reason = str(error).split("__init__() ", 1)[-1]  # the part that a user can act on
+    names = ", ".join(field.name for field in fields(options))
+    return InputError(f"options of kind {kind!r}: {reason}; it has {names or 'none'}")

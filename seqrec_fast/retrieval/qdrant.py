@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqrec_fast.errors import InputError, MissingExtraError
-from seqrec_fast.retrieval.filters import Filters
+from seqrec_fast.retrieval.filters import Filters, item_ids
 from seqrec_fast.retrieval.index import Float, Found, Index, Metric, Rows, first_not_finite
 from seqrec_fast.retrieval.options import QdrantOptions
 
@@ -39,6 +39,34 @@ def _library() -> Any:
     return qdrant_client
 
 
+def _client_with_new(options: QdrantOptions, dim: int) -> Any:
+    """A client, with a new collection in the place of one of that name.
+
+    Raises:
+        InputError: there is no such server, or the folder can't be used.
+    """
+    library = _library()
+    place = options.location
+    named = "url" if "://" in place else "location" if place == ":memory:" else "path"
+    try:
+        client = library.QdrantClient(**{named: place})
+        if client.collection_exists(options.collection):
+            client.delete_collection(options.collection)
+        client.create_collection(
+            options.collection,
+            vectors_config=library.models.VectorParams(
+                size=dim, distance=library.models.Distance.DOT
+            ),
+        )
+    except Exception as error:  # of the client, of its HTTP library or of the system
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"location: Qdrant can't use {place!r} ({reason}); give the URL of a server that runs, "
+            f"or a folder that no other client has open"
+        ) from error
+    return client
+
+
 class QdrantIndex(Index):
     """A Qdrant collection as an index.
 
@@ -47,6 +75,7 @@ class QdrantIndex(Index):
     """
 
     kind: ClassVar[str] = "qdrant"
+    options_class = QdrantOptions
 
     def __init__(
         self, client: Any, dim: int, metric: Metric, rows: Rows, options: QdrantOptions
@@ -121,13 +150,18 @@ class QdrantIndex(Index):
         Args:
             ids: item indices.
             payload: keys and values, as Qdrant takes them.
+
+        Raises:
+            InputError: an id that was never given out, or is that of a removed item.
         """
+        rows = self._rows
+        chosen = item_ids("ids", ids, rows.size)
+        gone = chosen[rows.removed[chosen]] if rows.removed is not None else chosen[:0]
+        if len(gone):
+            raise InputError(f"ids: item {int(gone[0])} was removed, and Qdrant has no point of it")
         with self._guard:
             self._client.set_payload(
-                self._options.collection,
-                payload=dict(payload),
-                points=[int(one) for one in ids],
-                wait=True,
+                self._options.collection, payload=dict(payload), points=chosen.tolist(), wait=True
             )
 
     @property
@@ -168,22 +202,7 @@ class QdrantIndex(Index):
         cls, vectors: Float, metric: Metric, options: QdrantOptions, rows: Rows
     ) -> QdrantIndex:
         """A new collection, in the place of one of that name."""
-        library = _library()
-        place = options.location
-        if place == ":memory:":
-            client = library.QdrantClient(place)
-        elif "://" in place:
-            client = library.QdrantClient(url=place)
-        else:
-            client = library.QdrantClient(path=place)
-        if client.collection_exists(options.collection):
-            client.delete_collection(options.collection)
-        client.create_collection(
-            options.collection,
-            vectors_config=library.models.VectorParams(
-                size=vectors.shape[1], distance=library.models.Distance.DOT
-            ),
-        )
+        client = _client_with_new(options, vectors.shape[1])
         made = cls(client, vectors.shape[1], metric, rows, options)
         every = np.arange(rows.size)
         there = every if rows.removed is None else every[~rows.removed]

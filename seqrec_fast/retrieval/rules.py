@@ -25,6 +25,7 @@ no item has is no mistake: it finds nothing.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -43,6 +44,7 @@ __all__ = ["Rules"]
 
 _SEPARATOR = "|"
 _CACHED_BYTES = 64 << 20
+_MOST_OTHERS = 8  # columns kept that were split in another way: requests may bring any separator
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _WORDS = ("any", "all", "not", "min", "max", "separator")
 
@@ -101,8 +103,10 @@ class Rules:
             self._values(column)
             _check_separator(column, separator)
         self._columns: dict[tuple[str, str], _Column] = {}
+        self._others: OrderedDict[tuple[str, str], _Column] = OrderedDict()
         self._as_numbers: dict[str, NDArray[np.float64]] = {}
         self._masks: OrderedDict[str, Mask] = OrderedDict()
+        self._cached = 0  # bytes of the masks and of the rules that name them
         self._lock = threading.Lock()
 
     def mask(self, where: Mapping[str, Any]) -> Mask:
@@ -134,26 +138,36 @@ class Rules:
         try:
             for column, condition in rule.items():
                 found &= self._holds(column, condition, self._values(column), None)
+        except InputError as error:
+            raise InputError(f"where: {error}") from None
         except RecursionError:
             raise InputError("where: conditions lie too deeply within one another") from None
         found.flags.writeable = False
         with self._lock:
-            self._masks[key] = found
-            while len(self._masks) > 1 and len(self._masks) * found.nbytes > _CACHED_BYTES:
-                self._masks.popitem(last=False)
+            if self._masks.setdefault(key, found) is found:
+                self._cached += found.nbytes + len(key)
+            while len(self._masks) > 1 and self._cached > _CACHED_BYTES:
+                old, mask = self._masks.popitem(last=False)
+                self._cached -= mask.nbytes + len(old)
         return found
 
-    def categories(self, column: str) -> JaggedBatch[Any]:
+    def categories(self, column: str, separator: str | None = None) -> JaggedBatch[Any]:
         """int64 codes of the categories of each item, one row an item; none where none is known.
 
         Tags of a text column, or the distinct numbers of another.
 
+        Args:
+            column: which.
+            separator: what stands between its tags; ``None``: as these rules have it.
+
         Raises:
-            InputError: the column is not there.
+            InputError: the column is not there, or the separator is no text.
         """
         values = self._values(column)
+        if separator is not None:
+            _check_separator(column, separator)
         if isinstance(values, list):
-            return self._tags(column, values, None).codes
+            return self._tags(column, values, separator).codes
         there = ~np.isnan(values) if values.dtype == np.float64 else np.ones(len(values), bool)
         _, codes = np.unique(values[there], return_inverse=True)
         return JaggedBatch.from_lengths(codes.astype(np.int64), there.astype(np.int64))
@@ -174,10 +188,16 @@ class Rules:
         return values
 
     def _tags(self, column: str, values: list[str | None], separator: str | None) -> _Column:
-        used = separator or self._separators.get(column, _SEPARATOR)
-        found = self._columns.get((column, used))
+        usual = self._separators.get(column, _SEPARATOR)
+        used = separator or usual
+        kept = self._columns if used == usual else self._others
+        found = kept.get((column, used))
         if found is None:
-            found = self._columns[(column, used)] = _Column(values, used)
+            found = _Column(values, used)
+            with self._lock:
+                kept[(column, used)] = found
+                while len(self._others) > _MOST_OTHERS:
+                    self._others.popitem(last=False)
         return found
 
     def _numbers(self, column: str, values: Any) -> NDArray[Any]:
@@ -271,7 +291,11 @@ def _number(column: str, value: Any) -> float:
     try:
         if isinstance(value, (list, dict)):
             raise ValueError
-        return value if isinstance(value, int) else float(value)
+        if not isinstance(value, int):
+            return float(value)
+        if abs(value) < 2**63:
+            return value
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise InputError(f"column {column!r} holds numbers, found {value!r}") from None
 

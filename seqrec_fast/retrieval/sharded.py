@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
+from seqrec_fast.retrieval.exact import check_bfloat16
 from seqrec_fast.retrieval.filters import Filters
 from seqrec_fast.retrieval.index import Float, Found, Index, Metric, Rows
 from seqrec_fast.retrieval.options import ShardedOptions
@@ -69,6 +70,7 @@ class ShardedIndex(Index):
     """
 
     kind: ClassVar[str] = "sharded"
+    options_class = ShardedOptions
 
     def __init__(self, shards: Sequence[Searcher], *, parallel: bool = False) -> None:
         """Joins shards: the ids of the second follow those of the first, and so on.
@@ -172,6 +174,8 @@ class ShardedIndex(Index):
         chosen = ShardedOptions(**options)
         bounds = np.linspace(0, len(vectors), chosen.shards + 1).astype(np.int64)
         inner = dict(chosen.shard_options or {})
+        if inner.get("dtype") == "bfloat16":  # here, where the numbers of the rows are known
+            check_bfloat16("vectors", vectors, range(len(vectors)))
         return cls(
             [
                 index_class(chosen.shard_kind)._build(vectors[begin:end], metric, inner)
@@ -260,9 +264,12 @@ class ShardedIndex(Index):
 
     def _replace(self, ids: NDArray[np.int64], vectors: Float, rows: Rows) -> None:
         owner = self._owner(ids)
-        for number, shard in enumerate(self._local()):
-            mine = owner == number
-            shard.update(ids[mine] - self._starts[number], vectors[mine])
+        places = [np.flatnonzero(owner == number) for number in range(len(self._shards))]
+        parts = list(zip(self._local(), self._starts.tolist(), places, strict=True))
+        for shard, _, mine in parts:  # before any of them is changed
+            shard._check(vectors[mine], mine)
+        for shard, begin, mine in parts:
+            shard.update(ids[mine] - begin, vectors[mine])
         self._count()
 
     def remove(self, ids: Any) -> int:

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from seqrec_fast import native
-from seqrec_fast._files import write_whole
+from seqrec_fast._files import checked_path, write_whole
 from seqrec_fast._rounding import bfloat16_bits
 from seqrec_fast.errors import InputError
 from seqrec_fast.retrieval.exact import ExactIndex, rounded_rows
 from seqrec_fast.retrieval.index import METRICS, Float, Metric, unit_rows, vector_rows
-from seqrec_fast.retrieval.options import ExactOptions, choice
+from seqrec_fast.retrieval.options import ExactOptions, choice, option_problem
 from seqrec_fast.retrieval.storage import META, meta_bytes
 
 __all__ = ["write_exact"]
@@ -58,17 +58,23 @@ def write_exact(
         InputError: chunks that do not fit together, or the system refused; nothing is left behind.
     """
     choice("metric", metric, METRICS)
-    chosen = ExactOptions(**options)
+    try:
+        chosen = ExactOptions(**options)
+    except TypeError as error:
+        raise option_problem("exact", ExactOptions, error) from None
+    if not isinstance(chunks, Iterable):
+        raise InputError(f"chunks: expected arrays [items, dim], found {type(chunks).__name__}")
+    target = checked_path(path, "index")
     written = 0
 
     def fill(stream: IO[bytes]) -> None:
         nonlocal written
-        with _Writer(stream, Path(os.path.realpath(path)).parent) as writer:
+        with _Writer(stream, Path(os.path.realpath(target)).parent) as writer:
             for rows in _checked(chunks, cast("Metric", metric)):
                 writer.add(rows, chosen.dtype)
             written = writer.finish(cast("Metric", metric), chosen)
 
-    write_whole(Path(path), fill, "index")
+    write_whole(target, fill, "index")
     return written
 
 

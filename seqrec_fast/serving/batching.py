@@ -97,7 +97,7 @@ class AsyncRecommender:
         deny: Sequence[Any] | None = None,
         *,
         where: Mapping[str, Any] | None = None,
-        limit: Mapping[str, int] | None = None,
+        limit: Mapping[str, Any] | None = None,
         diversity: float = 0.0,
         deadline: float | None = None,
     ) -> Recommendation:
@@ -142,7 +142,7 @@ class AsyncRecommender:
         allow: Sequence[Any] | None = None,
         deny: Sequence[Any] | None = None,
         where: Mapping[str, Any] | None = None,
-        limit: Mapping[str, int] | None = None,
+        limit: Mapping[str, Any] | None = None,
         diversity: float = 0.0,
         deadline: float | None = None,
     ) -> asyncio.Future[Answer]:

@@ -32,6 +32,8 @@ def components(limits: Limits) -> dict[str, Any]:
             "description": "after so long in the queue the request is dropped (504)",
         },
     }
+    most = {"type": "integer", "minimum": 1}
+    tagged = _object({"most": most, "separator": {"type": "string", "minLength": 1}}, ["most"])
     filters = {**ids, "type": ["array", "null"], "maxItems": limits.ids}
     answer = {
         "items": {**ids, "description": "best first; fewer than k where fewer are left"},
@@ -64,7 +66,7 @@ def components(limits: Limits) -> dict[str, Any]:
                 },
                 "limit": {
                     **{"type": ["object", "null"]},
-                    "additionalProperties": {"type": "integer", "minimum": 1},
+                    "additionalProperties": {"oneOf": [most, tagged]},
                     "description": "most items of each category, by column of the item table",
                 },
                 "diversity": {

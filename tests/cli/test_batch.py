@@ -59,6 +59,13 @@ def test_rules_and_limits(world: World, histories: Path) -> None:
         history = {"a": ["i1", "i2"], "b": [], "c": ["i3"]}[row["user"]]
         answer = rec.recommend([history], 5, where={column: some}, limit={column: 1})[0]
         assert row["items"] == answer.items.tolist()
+    done = run("batch", world.bundle, histories, out, "--overwrite", "--limit", f"{column}=1",
+               "--separator", f"{column}= ")  # fmt: skip
+    assert done.code == 0, done.err
+    limit = {column: {"most": 1, "separator": " "}}
+    expected = rec.recommend([["i1", "i2"]], 100, limit=limit)[0].items.tolist()
+    assert pq.read_table(out).to_pylist()[0]["items"] == expected
+    assert len(expected) < 5  # "Title," and "number" stand in all of them
     for wrong, message in (
         (("--where", "colour=red"), "column 'colour' is not in the item table"),
         (("--where", f"{column}=no such title"), "where: leaves no item that could be recommended"),

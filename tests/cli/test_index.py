@@ -108,6 +108,21 @@ def test_remove_takes_it_out(bundle: Path) -> None:
     assert {"index.safetensors", "index.png"}.isdisjoint(one.name for one in bundle.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["auto", "exact", "ivf-native"])
+def test_what_was_removed_is_not_found(bundle: Path, tmp_path: Path, kind: str) -> None:
+    gone = ["i1", "i2"]
+    (tmp_path / "gone.txt").write_text("\n".join(gone))
+    assert run("items", bundle, "--remove", tmp_path / "gone.txt").code == 0
+    done = run("index", bundle, "--kind", kind, "--k", 5, "--queries", 10)
+    assert done.code == 0, done.err
+    found = [
+        sf.Recommender.load(bundle, retrieval=way).recommend([["i1", "i3"]], ITEMS)[0].items
+        for way in ("exact", "index")
+    ]
+    assert not set(gone) & set(found[0].tolist())
+    assert sorted(found[1].tolist()) == sorted(found[0].tolist())
+
+
 def test_without_matplotlib_there_is_no_picture(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

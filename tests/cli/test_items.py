@@ -59,6 +59,24 @@ def test_a_bundle_gets_new_items_and_loses_some(copy: Path, tmp_path: Path) -> N
     assert f"{ITEMS} items, {ITEMS - 2} of them recommended" in done.out
 
 
+@pytest.mark.parametrize("header", ["item_id\n", "", "code\n"])
+def test_a_file_of_ids_brings_items_back(copy: Path, tmp_path: Path, header: str) -> None:
+    gone, back = tmp_path / "gone.txt", tmp_path / "back.csv"
+    gone.write_text("i1\ni2\n")
+    assert run("items", copy, "--remove", gone).code == 0
+    back.write_text(f"{header}i2\ni1\n")
+    named = ("--item-id", "code") if header == "code\n" else ()
+    done = run("items", copy, "--add", back, *named, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert (told["restored"], told["added"], told["changed"]) == (2, 0, 0)
+    assert bundle.load(copy).removed is None
+    back.write_text("item_id\nnobody\n")
+    check_refused(run("items", copy, "--add", back), ("'nobody'", "no vector"))
+    back.write_text("item_id\n")
+    check_refused(run("items", copy, "--add", back), ("--add", "no rows"))
+
+
 def test_evaluate_does_not_rank_removed_items(world: World, copy: Path, tmp_path: Path) -> None:
     """Its figures are those of the definition, with an index too, and popularity beside them."""
     gone = tmp_path / "gone.txt"

@@ -12,7 +12,7 @@ import pytest
 
 from seqrec_fast import bundle as bundles
 from seqrec_fast import retrieval
-from seqrec_fast.bundle import Bundle
+from seqrec_fast.bundle import Bundle, catalogue
 from seqrec_fast.engine import Recommender
 from seqrec_fast.engine.encoders import build_encoder
 from seqrec_fast.engine.index_ranker import item_rows, query_rows
@@ -36,6 +36,16 @@ def bundle(request: pytest.FixtureRequest, make: Any) -> Bundle:
     if request.param == "temperature":
         found.config["temperature"] = 0.07
     return indexed(found)
+
+
+def test_what_was_removed_is_not_found_whatever_the_index_says(bundle: Bundle) -> None:
+    gone = ["i5", "i40"]
+    content = dataclasses.replace(bundle, index=None)
+    after = catalogue.change(content, remove=gone).bundle
+    exact = Recommender(after)
+    through = Recommender(dataclasses.replace(after, index=bundle.index), retrieval="index")
+    same(through.recommend(HISTORIES, 60), exact.recommend(HISTORIES, 60))
+    assert not set(gone) & {i for one in through.recommend(HISTORIES, 60) for i in one.items}
 
 
 def same(one: Any, other: Any) -> None:

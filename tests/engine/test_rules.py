@@ -11,6 +11,7 @@ import pytest
 
 from seqrec_fast.data.items import ItemTable
 from seqrec_fast.engine import Recommender
+from seqrec_fast.engine.rules import items_where
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from tests.engine.conftest import ITEMS, make_bundle
@@ -155,3 +156,12 @@ def test_what_is_refused() -> None:
     bare = Recommender(replace(make_bundle(), item_table=None))
     with pytest.raises(InputError, match="there is no item table"):
         bare.recommend(HISTORIES, 3, where={"brand": "b1"})
+
+
+def test_a_rule_without_conditions_needs_no_table() -> None:
+    bare = Recommender(replace(make_bundle(), item_table=None))
+    expected = [one.items.tolist() for one in bare.recommend(HISTORIES, 3)]
+    for where in ({}, [{}, None, {}]):
+        found = bare.recommend(HISTORIES, 3, where=where)
+        assert [one.items.tolist() for one in found] == expected
+    assert items_where(bare, {}).tolist() == [True] * ITEMS

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec_fast import native, retrieval
+from seqrec_fast._arguments import MOST_PLACES
 from seqrec_fast._rounding import round_to_bfloat16
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -256,7 +257,8 @@ def test_a_table_that_does_not_fit_is_refused_and_one_of_noise_is_searched(tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": 1}, "options of kind 'exact': got an unexpected keyword"),
+        ({"precision": 1}, "options of kind 'exact': got an unexpected keyword .*; it has dtype"),
+        ({"metric": np.array(["ip", "cosine"])}, "metric: found array"),
         ({"kind": "tree"}, "kind: found 'tree'; choose one of exact, ivf-native"),
         ({"metric": "l2"}, "metric: found 'l2'; choose one of ip, cosine"),
         ({"dtype": "int4"}, "dtype: found 'int4'; choose one of float32, bfloat16, int8"),
@@ -280,6 +282,7 @@ def test_build_names_what_is_wrong(arguments: dict[str, Any], message: str) -> N
         ({"queries": QUERIES[0]}, "queries: expected two dimensions"),
         ({"queries": np.full((9, 6), np.inf)}, "queries: row 0 is not finite"),
         ({"k": 0}, "k: expected a whole number of at least 1"),
+        ({"k": MOST_PLACES // 9 + 1}, "k: .* take more memory than there is; the 200 items are"),
         ({"k": 0, "allow": JaggedBatch.from_lists([[1]] * 9)}, "k: expected a whole number"),
         ({"deny": [200]}, "deny: found item 200, but the items are 0 to 199"),
         ({"allow": [-1]}, "allow: found item -1"),

@@ -130,3 +130,12 @@ def test_wrong_arguments_are_named() -> None:
         search_interests(index, np.ones((1, 2, 2)), 1, diversity=-1.0)
     with pytest.raises(InputError, match=r"categories: expected one number an item \(3\)"):
         search_interests(index, np.ones((1, 2, 2)), 1, diversity=1.0, categories=[1])
+    with pytest.raises(InputError, match=r"interests: .* found uneven rows"):
+        search_interests(index, [[[1.0]], [[1.0], [2.0]]], 1)
+    wrong: Any = "1"
+    with pytest.raises(InputError, match="diversity: must be a number of at least 0, found '1'"):
+        search_interests(index, np.ones((1, 2, 2)), 1, diversity=wrong)
+    rows = JaggedBatch.from_lists([[0], [1]])
+    for name in ("exclude", "allow", "deny"):
+        with pytest.raises(InputError, match=rf"{name}: expected one row a user \(1\), found 2"):
+            search_interests(index, np.ones((1, 2, 2)), 1, **{name: rows})

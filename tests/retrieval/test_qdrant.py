@@ -57,6 +57,31 @@ def test_a_collection_that_is_there(qdrant: Any, tmp_path: Path) -> None:
     made._client.close()
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([40], "ids: found item 40"), ([1, 3], "ids: item 3 was removed"), ([0.5], "ids: expected")],
+)
+def test_a_payload_needs_items(qdrant: Any, ids: Any, message: str) -> None:
+    index: Any = retrieval.build(VECTORS, kind="qdrant")
+    index.remove([3])
+    with pytest.raises(InputError, match=message):
+        index.set_payload(ids, {"stock": 1})
+
+
+def test_a_folder_that_is_open_is_named(qdrant: Any, tmp_path: Path) -> None:
+    place = str(tmp_path / "q")
+    made: Any = retrieval.build(VECTORS, kind="qdrant", location=place)
+    made.save(tmp_path / "index")
+    for again in (
+        lambda: retrieval.build(VECTORS, kind="qdrant", location=place),
+        lambda: retrieval.load(tmp_path / "index"),
+    ):
+        with pytest.raises(InputError, match=r"location: Qdrant can't use .* no other client has"):
+            again()
+    made._client.close()
+    assert len(retrieval.load(tmp_path / "index")) == 40
+
+
 def test_a_server_is_asked_for_what_was_chosen_and_again_where_too_few_came(qdrant: Any) -> None:
     """The requests that a server would get; the answers are those of the local mode."""
     index: Any = retrieval.build(VECTORS, kind="qdrant", exact=False, ef_search=50)
@@ -87,6 +112,8 @@ def test_options_are_checked() -> None:
     for options, message in (
         ({"location": ""}, "location: expected a text"),
         ({"ef_search": 0}, "ef_search: expected a whole number"),
+        ({"location": "http://127.0.0.1:1"}, "location: Qdrant can't use 'http://127.0.0.1:1'"),
+        ({"location": __file__}, "location: Qdrant can't use .*; give the URL of a server"),
         ({"color": 1}, "options of kind 'qdrant': got an unexpected keyword argument 'color'"),
     ):
         with pytest.raises(InputError, match=message):

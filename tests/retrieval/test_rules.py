@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -66,15 +67,39 @@ def test_separators_of_a_table() -> None:
     assert rules.categories("year").lengths.tolist() == [1, 1, 0, 1]
 
 
+def test_long_rules_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[retrieval.Rules.__module__]
+    monkeypatch.setattr(module, "_CACHED_BYTES", 10_000)
+    rules = retrieval.Rules(TABLE)
+    for number in range(50):
+        assert not rules.mask({"words": [f"{number} " * 200]}).any()
+        held = sum(len(key) + mask.nbytes for key, mask in rules._masks.items())
+        assert rules._cached == held <= 10_000
+    again = rules.mask({"words": ["49 " * 200]})
+    assert again is rules.mask({"words": ["49 " * 200]})
+    rules.mask({"words": ["x" * 20_000]})
+    assert len(rules._masks) == 1
+
+
+def test_separators_of_requests_do_not_fill_the_memory() -> None:
+    rules = retrieval.Rules(TABLE)
+    for number in range(100):
+        rules.mask({"words": {"any": ["b"], "separator": f"<{number}>"}})
+        rules.categories("words", f"{{{number}}}")
+        found = rules.mask({"words": {"any": ["b"], "separator": " "}})
+        assert np.flatnonzero(found).tolist() == [0, 1]
+    assert len(rules._others) <= 8
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"brand": "x"}, "column 'brand' is not in the item table; there are language, genre"),
-        ({"year": "old"}, "column 'year' holds numbers, found 'old'"),
-        ({"language": {"min": 3}}, "column 'language': 'min' and 'max' need numbers"),
-        ({"language": {"is": 3}}, "column 'language': found 'is'; a condition holds some of any"),
-        ({"genre": {"all": "x"}}, "column 'genre': 'all' needs a list"),
-        ({"genre": {"not": "x", "separator": ""}}, "column 'genre': a separator is a text"),
+        ({"brand": "x"}, "where: column 'brand' is not in the item table; there are language"),
+        ({"year": "old"}, "where: column 'year' holds numbers, found 'old'"),
+        ({"language": {"min": 3}}, "where: column 'language': 'min' and 'max' need numbers"),
+        ({"language": {"is": 3}}, "where: column 'language': found 'is'; a condition holds"),
+        ({"genre": {"all": "x"}}, "where: column 'genre': 'all' needs a list"),
+        ({"genre": {"not": "x", "separator": ""}}, "where: column 'genre': a separator is a text"),
         (["language"], "where: expected a mapping of columns to conditions"),
         ({"language": object()}, "where: holds a value that is no text, number or list"),
     ],
@@ -87,6 +112,17 @@ def test_rules_name_what_is_wrong(where: Any, message: str) -> None:
 def test_no_table() -> None:
     with pytest.raises(InputError, match="column 'a': there is no item table"):
         retrieval.Rules(None).mask({"a": 1})
+
+
+def test_numbers_beyond_all_others() -> None:
+    rules = retrieval.Rules(ItemTable({"whole": np.array([1, 2]), "part": np.array([1.5, np.nan])}))
+    for column, known in (("whole", [True, True]), ("part", [True, False])):
+        for huge, above, below in ((10**400, False, True), (-(10**400), True, False)):
+            found = rules.mask({column: {"min": huge}})
+            assert found.tolist() == [above and one for one in known]
+            found = rules.mask({column: {"max": huge}})
+            assert found.tolist() == [below and one for one in known]
+            assert not rules.mask({column: huge}).any()
 
 
 def greedy(ids: Any, categories: JaggedBatch[Any], most: list[int], k: int) -> list[int]:
@@ -145,12 +181,31 @@ def test_limits_are_the_greedy_walk(data: st.DataObject) -> None:
         ({}, "limit: expected a mapping"),
         ({"genre": 0}, "limit: column 'genre' needs a whole number of at least 1, found 0"),
         ({"genre": True}, "limit: column 'genre' needs a whole number"),
-        ({"brand": 1}, "column 'brand' is not in the item table"),
+        (
+            {"genre": {"most": 0}},
+            "limit: column 'genre' needs a whole number of at least 1, found 0",
+        ),
+        ({"genre": {"separator": " "}}, "limit: column 'genre' needs a number, or 'most' and"),
+        ({"genre": {"most": 1, "least": 1}}, "limit: column 'genre' needs a number, or 'most'"),
+        ({"genre": {"most": 1, "separator": ""}}, "limit: column 'genre': a separator is a text"),
+        ({"brand": 1}, "limit: column 'brand' is not in the item table"),
     ],
 )
 def test_limits_name_what_is_wrong(limit: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         retrieval.Limits(retrieval.Rules(TABLE), limit)
+
+
+def test_limits_of_tags_with_a_separator_of_their_own() -> None:
+    table = ItemTable({"class": ["a b", "a c", "b", "c d", None]})
+    index = retrieval.build(np.arange(5, 0, -1, dtype=np.float32)[:, None])
+    limit = {"class": {"most": 1, "separator": " "}}
+    for rules in (retrieval.Rules(table), retrieval.Rules(table, {"class": ","})):
+        limits = retrieval.Limits(rules, limit)
+        found = retrieval.search_limited(index, [[1.0]], 5, limits)
+        assert found.ids.tolist() == [[0, 3, 4, -1, -1]]
+    limits = retrieval.Limits(retrieval.Rules(table), {"class": 1})
+    assert (retrieval.search_limited(index, [[1.0]], 5, limits).ids >= 0).all()
 
 
 def test_a_table_of_other_items_is_refused() -> None:

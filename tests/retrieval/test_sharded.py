@@ -109,6 +109,28 @@ def test_what_does_not_fit_together_is_named() -> None:
             retrieval.ShardedIndex([one, other])
     with pytest.raises(InputError, match="shard_kind: shards of shards do not exist"):
         retrieval.build(np.ones((4, 3)), kind="sharded", shard_kind="sharded")
+    for shards, message in (
+        ({"shard_options": 3}, "shard_options: expected a mapping"),
+        (
+            {"shard_kind": "qdrant", "shard_options": {"location": "http://localhost:6333"}},
+            "shard_options: shards can't share a Qdrant collection",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            retrieval.build(np.ones((4, 3)), kind="sharded", **shards)
+
+
+def test_what_one_shard_cannot_hold_changes_none() -> None:
+    vectors = np.arange(24, dtype=np.float32).reshape(8, 3)
+    made: Any = {"kind": "sharded", "shards": 4, "shard_options": {"dtype": "bfloat16"}}
+    index = retrieval.build(vectors, **made)
+    beyond = vectors.copy()
+    beyond[6] = 3.4e38
+    with pytest.raises(InputError, match=r"^vectors: row 6 holds a number beyond 3\.39e38"):
+        retrieval.build(beyond, **made)
+    with pytest.raises(InputError, match=r"^vectors: row 2 holds a number beyond 3\.39e38"):
+        index.update([0, 3, 6, 7], beyond[[1, 1, 6, 1]])
+    np.testing.assert_array_equal(index.vectors(range(8)), vectors)
     with pytest.raises(InputError, match="shards: expected a whole number"):
         retrieval.build(np.ones((4, 3)), kind="sharded", shards=0)
 

@@ -52,6 +52,22 @@ def test_it_is_the_index_that_build_makes(tmp_path: Path, metric: str, dtype: st
     assert sorted(one.name for one in tmp_path.iterdir()) == ["again", "index"]
 
 
+def test_arguments_are_checked(tmp_path: Path) -> None:
+    rows: Any = [np.ones((2, 3))]
+    path: Any = tmp_path / "index"
+    for arguments, message in (
+        ((3, rows), "path: expected a text or a pathlib.Path, found int"),
+        (("a\0b", rows), "no path holds a null character"),
+        ((path, None), "chunks: expected arrays .* found NoneType"),
+        ((path, rows, "l2"), "metric: found 'l2'; choose one of ip, cosine"),
+    ):
+        with pytest.raises(InputError, match=message):
+            retrieval.write_exact(*arguments)
+    with pytest.raises(InputError, match=r"options of kind 'exact': .* 'nprobe'; it has dtype"):
+        retrieval.write_exact(path, rows, nprobe=3)
+    assert not list(tmp_path.iterdir())
+
+
 def test_chunks_that_do_not_fit_leave_nothing(tmp_path: Path) -> None:
     def broken() -> Iterator[Any]:
         yield np.ones((2, 3))

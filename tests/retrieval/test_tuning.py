@@ -44,7 +44,7 @@ class Partial(ExactIndex):
         return made
 
     def tuned(self, **search_options: Any) -> Partial:
-        made = type(self)(self._current.items, self.metric)
+        made = type(self)(self._current.table, self.metric)
         made.effort, made.delay = int(search_options["effort"]), self.delay
         if made.effort > 100:
             raise InputError("effort: at most 100")
@@ -53,8 +53,8 @@ class Partial(ExactIndex):
 
     def _search(self, state: Any, queries: Any, k: int, filters: Any, threads: Any) -> Found:
         time.sleep(self.delay)
-        part = max(k, len(state.items) * self.effort // 100)
-        cut = state._replace(size=part, items=state.items[:part])
+        part = max(k, len(state.table) * self.effort // 100)
+        cut = state._replace(size=part, table=state.table[:part])
         return super()._search(cut, queries, k, filters, threads)
 
 

@@ -61,6 +61,7 @@ def same(answer: dict[str, Any], expected: Any) -> None:
         (["i4"], {"k": 20, "allow": ["i5", "i6", "i4"], "deny": ["i5"]}),
         (["i4"], {"k": 20, "where": {"title": {"not": ["Title 5", "Title 6"]}}}),
         (["i4"], {"k": 3, "limit": {"title": 1}, "where": None}),
+        (["i4"], {"k": 3, "limit": {"title": {"most": 1, "separator": " "}}}),
     ],
 )
 def test_answers_are_those_of_the_recommender(
