@@ -73,7 +73,7 @@ constexpr int recurrent_tile_depth(RecurrentMath math) {
 constexpr int recurrent_held_tiles(RecurrentMath math, int gates, bool backward) {
   return math == RecurrentMath::kFloat32            ? 0
          : math == RecurrentMath::kTf32 || backward ? 4
-         : gates == 4                               ? 7
+         : gates == 4                               ? 6
                                                     : 8;
 }
 

@@ -107,7 +107,7 @@ class RecurrentProduct {
     }
   }
 
-  /// sums[chain][n][unit * 2 + slot]: overwritten. `operand`: [slots][tile_stride]; `second`:
+  /// sums[gate][n][unit * 2 + slot]: overwritten. `operand`: [slots][tile_stride]; `second`:
   /// whether slots 8 to 15 are at work.
   __device__ void run(const RecurrentPlan& plan, const T* operand, bool second,
                       float (&sums)[G][2][4]) const {
@@ -265,15 +265,35 @@ class RecurrentProduct<RecurrentMath::kFloat32, G, Back> {
 #pragma unroll
       for (int i = 0; i < 8; ++i) sums[g][i / 4][i % 4] = 0.0f;
     }
-    for (int i = 0; i < plan.shared_tiles; ++i, first += kDepth) {
-      step(shared_ + i * kTile + r * G, first, next, plan, second, sums);
-    }
-    for (int i = 0; i < plan.streamed_tiles; ++i, first += kDepth) {
-      step(streamed_ + std::int64_t{i} * kTile + r * G, first, next, plan, second, sums);
-    }
+    first = add_steps(shared_ + r * G, plan.shared_tiles, first, next, plan, second, sums);
+    add_steps(streamed_ + r * G, plan.streamed_tiles, first, next, plan, second, sums);
   }
 
  private:
+  /// Steps that are added in a row: rounding errors grow with the length of a chain.
+  static constexpr int kChain = 128 / kDepth;
+
+  /// So many steps; returns where in the operand the next one begins. Backward the gates have one
+  /// sum in the end, that of gate 0.
+  static __device__ const float* add_steps(const float* weights, int count, const float* first,
+                                           int next, const RecurrentPlan& plan, bool second,
+                                           float (&sums)[G][2][4]) {
+    while (count > 0) {
+      const int chain = count < kChain ? count : kChain;
+      count -= chain;
+      float parts[G][2][4]{};
+      for (int i = 0; i < chain; ++i, weights += kTile, first += kDepth) {
+        step(weights, first, next, plan, second, parts);
+      }
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sums[Back ? 0 : g][i / 4][i % 4] += parts[g][i / 4][i % 4];
+      }
+    }
+    return first;
+  }
+
   static __device__ void step(const float* weights, const float* first, int next,
                               const RecurrentPlan& plan, bool second, float (&sums)[G][2][4]) {
     add<0>(weights, first, next, plan.part_stride, sums);

@@ -4,6 +4,7 @@
 #include <cuda_occupancy.h>
 
 #include <cstdio>
+#include <initializer_list>
 
 #include "cuda/recurrent_plan.h"
 
