@@ -55,6 +55,11 @@ constexpr int recurrent_most_warps(RecurrentCell cell) {
   return cell == RecurrentCell::kRnn ? 16 : 8;
 }
 
+/// Registers that a thread may have, by the launch bounds of the kernels.
+constexpr int recurrent_most_registers(RecurrentCell cell) {
+  return 65536 / (32 * recurrent_most_warps(cell));
+}
+
 constexpr int recurrent_gate_count(RecurrentCell cell) {
   return cell == RecurrentCell::kLstm ? 4 : cell == RecurrentCell::kGru ? 3 : 1;
 }
@@ -73,7 +78,7 @@ constexpr int recurrent_tile_depth(RecurrentMath math) {
 constexpr int recurrent_held_tiles(RecurrentMath math, int gates, bool backward) {
   return math == RecurrentMath::kFloat32            ? 0
          : math == RecurrentMath::kTf32 || backward ? 4
-         : gates == 4                               ? 7
+         : gates == 4                               ? 6
                                                     : 8;
 }
 
@@ -149,8 +154,10 @@ inline bool plan_recurrent_whole(RecurrentPlan plan, const RecurrentShape& shape
     if (plan.slots == kRecurrentMostSlots && shape.rows <= 8 * std::int64_t{device.multiprocessors})
       continue;
     if (!recurrent_fit(plan, device, shape.backward)) continue;
-    // a kibibyte of each block is the system's
-    const bool two = device.shared_per_multiprocessor / (plan.shared + 1024) >= 2;
+    // A kibibyte of each block is the system's. Blocks that have to wait for others would double
+    // the time, where free slots of those would have taken their rows.
+    const bool two = device.shared_per_multiprocessor / (plan.shared + 1024) >= 2 &&
+                     2 * plan.threads * recurrent_most_registers(plan.cell) <= 65536;
     const std::int64_t most = std::int64_t{device.multiprocessors} * (two ? 2 : 1);
     plan.teams = static_cast<int>(shape.rows < most ? shape.rows : most);
     *found = plan;

@@ -107,7 +107,7 @@ class RecurrentProduct {
     }
   }
 
-  /// sums[chain][n][unit * 2 + slot]: overwritten. `operand`: [slots][tile_stride]; `second`:
+  /// sums[gate][n][unit * 2 + slot]: overwritten. `operand`: [slots][tile_stride]; `second`:
   /// whether slots 8 to 15 are at work.
   __device__ void run(const RecurrentPlan& plan, const T* operand, bool second,
                       float (&sums)[G][2][4]) const {
@@ -265,24 +265,46 @@ class RecurrentProduct<RecurrentMath::kFloat32, G, Back> {
 #pragma unroll
       for (int i = 0; i < 8; ++i) sums[g][i / 4][i % 4] = 0.0f;
     }
-    for (int i = 0; i < plan.shared_tiles; ++i, first += kDepth) {
-      step(shared_ + i * kTile + r * G, first, next, plan, second, sums);
-    }
-    for (int i = 0; i < plan.streamed_tiles; ++i, first += kDepth) {
-      step(streamed_ + std::int64_t{i} * kTile + r * G, first, next, plan, second, sums);
-    }
+    first = add_steps(shared_ + r * G, plan.shared_tiles, first, next, plan, second, sums);
+    add_steps(streamed_ + r * G, plan.streamed_tiles, first, next, plan, second, sums);
   }
 
  private:
+  /// Sums that are made: backward that of all gates, which costs fewer registers.
+  static constexpr int kSums = Back ? 1 : G;
+  /// Steps that are added in a row: rounding errors grow with the length of a chain.
+  static constexpr int kChain = 128 / kDepth / (Back ? G : 1);
+
+  /// So many steps; returns where in the operand the next one begins.
+  static __device__ const float* add_steps(const float* weights, int count, const float* first,
+                                           int next, const RecurrentPlan& plan, bool second,
+                                           float (&sums)[G][2][4]) {
+    while (count > 0) {
+      const int chain = count < kChain ? count : kChain;
+      count -= chain;
+      float parts[kSums][2][4]{};
+#pragma unroll(G == 1 ? 2 : 1)  // more would take the last registers
+      for (int i = 0; i < chain; ++i, weights += kTile, first += kDepth) {
+        step(weights, first, next, plan, second, parts);
+      }
+#pragma unroll
+      for (int g = 0; g < kSums; ++g) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sums[g][i / 4][i % 4] += parts[g][i / 4][i % 4];
+      }
+    }
+    return first;
+  }
+
   static __device__ void step(const float* weights, const float* first, int next,
-                              const RecurrentPlan& plan, bool second, float (&sums)[G][2][4]) {
+                              const RecurrentPlan& plan, bool second, float (&sums)[kSums][2][4]) {
     add<0>(weights, first, next, plan.part_stride, sums);
     if (second) add<1>(weights, first + 8 * plan.tile_stride, next, plan.part_stride, sums);
   }
 
   template <int N>
   static __device__ void add(const float* weights, const float* first, int next, int part,
-                             float (&sums)[G][2][4]) {
+                             float (&sums)[kSums][2][4]) {
     constexpr int kParts = Back ? G : 1;
     float4 states[kParts][2];
 #pragma unroll
@@ -302,7 +324,7 @@ class RecurrentProduct<RecurrentMath::kFloat32, G, Back> {
           for (int i = 0; i < 2; ++i) {
             const float4& s = states[Back ? g : 0][i];
             const float h = k == 0 ? s.x : k == 1 ? s.y : k == 2 ? s.z : s.w;
-            float& sum = sums[g][N][j * 2 + i];
+            float& sum = sums[Back ? 0 : g][N][j * 2 + i];
             sum = fmaf(w[g], h, sum);
           }
         }

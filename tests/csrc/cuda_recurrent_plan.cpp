@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans of recurrent layers on the devices that the project builds for: every cooperative grid is
-// co-resident by NVIDIA's own occupancy arithmetic, and no plan asks for more than there is.
+// Plans of recurrent layers on the devices that the project builds for: every grid is co-resident
+// by NVIDIA's own occupancy arithmetic, and no plan asks for more than there is.
 #include <cuda_occupancy.h>
 
 #include <cstdio>
+#include <initializer_list>
 
 #include "cuda/recurrent_plan.h"
 
@@ -39,7 +40,8 @@ int resident(const Card& card, const RecurrentPlan& plan) {
   cudaOccFuncAttributes kernel{};
   // the most that __launch_bounds__ lets the compiler take
   kernel.maxThreadsPerBlock = 32 * recurrent_most_warps(plan.cell);
-  kernel.numRegs = plan.cell == RecurrentCell::kRnn ? 128 : 255;
+  const int registers = recurrent_most_registers(plan.cell);
+  kernel.numRegs = registers < 255 ? registers : 255;
   kernel.partitionedGCConfig = PARTITIONED_GC_OFF;
   kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;
   kernel.maxDynamicSharedSizeBytes = static_cast<size_t>(plan.shared);
@@ -77,8 +79,8 @@ int main() {
               const int blocks = resident(card, plan);
               const bool fits = plan.shared <= device.shared_per_block && blocks >= 1 &&
                                 std::int64_t{plan.members} * plan.units >= hidden;
-              const bool together =
-                  !plan.barriers || plan.teams * plan.members <= blocks * card.multiprocessors;
+              // those that wait for one another must run together, the others had better
+              const bool together = plan.teams * plan.members <= blocks * card.multiprocessors;
               cooperative += plan.barriers;
               if (fits && together) continue;
               ++failed;

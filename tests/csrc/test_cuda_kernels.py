@@ -42,7 +42,18 @@ FAULTS: dict[str, tuple[str, str]] = {
     "fault_flag_never_set": ("waits for memory that nobody changes", ""),
     "fault_lanes_missing": (r"ended while others wait|have ended", "end"),
     "fault_copy_not_awaited": ("failed: out", "failed: out"),
+    "fault_recurrent_grid_barrier": ("", "data race"),
+    "fault_recurrent_output_overrun": ("heap-buffer-overflow", ""),
+    "fault_recurrent_shared_overrun": ("heap-buffer-overflow", "bytes of shared memory|data race"),
 }
+for _way, _barriers in (("forward", 4), ("backward", 3)):
+    FAULTS[f"fault_recurrent_{_way}_team_barrier"] = ("failed: ", "data race")
+    for _number in range(_barriers):  # in the order of the source
+        # a schedule that nobody has written leads anywhere
+        FAULTS[f"fault_recurrent_{_way}_barrier_{_number}"] = (
+            "failed: |heap-buffer-overflow",
+            "data race|SEGV",
+        )
 SANITIZERS = {
     "fibers": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "threads": ["-O1", "-fsanitize=thread", "-DSEQREC_SHIM_THREADS"],
