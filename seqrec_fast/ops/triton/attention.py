@@ -187,7 +187,7 @@ def attention_query_gradient(
     PADDED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):
-    """Gives dQ of a tile of queries, and ``delta``, the sum of dO O; ``slope`` is scale without log2 e."""
+    """Gives dQ of a tile of queries and ``delta``, the sum of dO O; ``slope`` lacks log2 e."""
     head = tl.program_id(1).to(tl.int64)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     _, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)

@@ -260,12 +260,12 @@ def hstu_attention_query_gradient(
             if HAS_BIAS:  # noqa: SIM102, known when it is compiled
                 if wants_bias:
                     tl.atomic_add(
-                        d_bias + copy * distances + distance, d_scores, mask=seen, sem="relaxed"
+                        d_bias + copy * distances + distance, d_scores, seen != 0, "relaxed"
                     )
             if HAS_TIME:  # noqa: SIM102
                 if wants_time_bias:
                     tl.atomic_add(
-                        d_time_bias + copy * buckets + bucket, d_scores, mask=seen, sem="relaxed"
+                        d_time_bias + copy * buckets + bucket, d_scores, seen != 0, "relaxed"
                     )
             gradient = product(rounded(d_scores, keys.dtype), keys, gradient, PRECISION)
         store_rows(

@@ -60,15 +60,15 @@ def judge(
 @pytest.mark.parametrize("dtype", list(FACTORS))
 @pytest.mark.parametrize("width", [32, 20])
 def test_as_exact_as_torch(guards: Guards, dtype: torch.dtype, width: int, causal: bool) -> None:
-    judge(guards, [1, 0, 31, 65], 2, width, causal, dtype)
+    judge(guards, [1, 0, 15, 33], 2, width, causal, dtype)
 
 
-@pytest.mark.parametrize("length", [15, 16, 17, 32, 33, 63, 64, 66])
+@pytest.mark.parametrize("length", [16, 17, 32, 33, 64, 65])
 def test_edges_of_tiles(guards: Guards, length: int) -> None:
     judge(guards, [length, 1], 1, 8, True, torch.float32)
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any),
     heads=st.integers(1, 2),

@@ -75,14 +75,14 @@ def judge(
 def test_as_exact_as_torch(
     guards: Guards, dtype: torch.dtype, width: int, tables: tuple[int, int], causal: bool
 ) -> None:
-    judge(guards, [1, 0, 33, 40], width, tables, causal, dtype)
+    judge(guards, [1, 0, 33, 17], width, tables, causal, dtype)
 
 
-@pytest.mark.parametrize("buckets", [1, 3, 64, 200])
+@pytest.mark.parametrize("buckets", [1, 3, 150])
 def test_time_buckets_are_those_of_the_bounds(buckets: int) -> None:
     bounds = time_bucket_bounds(buckets)
     moments = {0, 1, 2**40, 2**62, 2**63 - 1}
-    for least in bounds[1:]:
+    for least in bounds[1::7] + bounds[140:]:
         moments |= {least - 1, least, min(least + 1, 2**63 - 1)}
     apart = torch.tensor(sorted(moments))[:, None]
     times = torch.cat([torch.zeros_like(apart), apart], 1).flatten()
