@@ -341,7 +341,8 @@ def packed_attention(
     qkv: Tensor, offsets: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The operator ``packed_attention``: the three parts are read where they lie."""
-    return attention(*qkv.unbind(1), offsets, causal, scale)
+    q, k, v = qkv.unbind(1)
+    return attention(q, k, v, offsets, causal, scale)
 
 
 def _write_gradients(
