@@ -254,6 +254,18 @@ class Int8Table:
         bias: NDArray[np.float32] | None,
         threads: int = 0,
     ) -> None: ...
+    @staticmethod
+    def stored(
+        blocks: NDArray[np.uint8],
+        bounds: NDArray[np.float32],
+        items: int,
+        dim: int,
+        has_bias: bool,
+    ) -> Int8Table: ...
+    @property
+    def blocks(self) -> NDArray[np.uint8]: ...
+    @property
+    def bounds(self) -> NDArray[np.float32]: ...
     @property
     def nbytes(self) -> int: ...
 

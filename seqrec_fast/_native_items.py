@@ -7,6 +7,7 @@ in what memory they take and how fast they are (``docs/ops/topk.md`` has the fig
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +21,9 @@ from seqrec_fast.errors import InputError
 __all__ = ["CompactForm", "CompactItems", "ItemTable", "QuantizedItems", "item_rows"]
 
 CompactForm = Literal["bfloat16", "int8"]
+
+#: tells tables apart that are laid out in another way, or by a machine of another order of bytes
+LAYOUT = f"16x4 {sys.byteorder}"
 
 _ROWS_AT_ONCE = 1 << 15  # bounds the memory of a conversion
 _LINE = 64
@@ -59,6 +63,54 @@ class QuantizedItems:
         self._table = _C.Int8Table(
             self.items, self.bias, 0 if threads is None else thread_count(threads)
         )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        items: ArrayLike,
+        blocks: NDArray[np.uint8],
+        bounds: NDArray[np.float32],
+        bias: ArrayLike | None = None,
+    ) -> QuantizedItems:
+        """The table that :meth:`arrays` gave, which is not made anew.
+
+        Args:
+            items: as in the constructor: those that the table was made of. With others a search
+                finds anything.
+            blocks: uint8 ``[ceil(items / 16), bytes]``, used where they lie if they begin at a
+                multiple of 64 bytes, as they do in a file that is mapped; else copied. Do not
+                change them afterwards.
+            bounds: float32 ``[ceil(items / 16), 4]``; likewise.
+            bias: as in the constructor; with it or without it as the table was made.
+
+        Raises:
+            InputError: an argument has the wrong type, shape or range; the message names it.
+        """
+        made = cls.__new__(cls)
+        made.items = float_matrix("items", items)
+        made.bias = None if bias is None else float_array("bias", bias)
+        if blocks.dtype != np.uint8 or bounds.dtype != np.float32:
+            raise InputError(
+                f"blocks, bounds: expected uint8 and float32, found {blocks.dtype} and "
+                f"{bounds.dtype}"
+            )
+        made._table = _C.Int8Table.stored(
+            np.ascontiguousarray(blocks),
+            np.ascontiguousarray(bounds),
+            len(made.items),
+            made.dim,
+            made.bias is not None,
+        )
+        return made
+
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The table as it lies in memory, to be stored: blocks of bytes, and their bounds.
+
+        Its form is that of :data:`LAYOUT`. Read-only, and kept alive by the arrays.
+        """
+        blocks, bounds = self._table.blocks, self._table.bounds
+        blocks.flags.writeable = bounds.flags.writeable = False
+        return blocks, bounds
 
     def __len__(self) -> int:
         return len(self.items)

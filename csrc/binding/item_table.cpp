@@ -2,11 +2,11 @@
 #include "binding/item_table.h"
 
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
 #include "base/thread_pool.h"
+#include "binding/ranking.h"
 #include "isa/kernel_table.h"
 
 namespace seqrec {
@@ -45,14 +45,8 @@ BoundItems::BoundItems(const py::array& values, const std::optional<Array<float>
   if ((values.flags() & py::array::c_style) == 0) refuse("values: expected rows side by side");
   num_items_ = values.shape(0);
   dim_ = values.shape(1);
-  // One below the limit stays free for the padding of the candidate lists.
-  if (num_items_ >= std::numeric_limits<std::int32_t>::max()) {
-    refuse("values: expected fewer than 2147483647 rows, found " + text(num_items_));
-  }
-  if (threads < 0 || threads > kMaxThreads) {
-    refuse("threads: expected 1 to " + text(kMaxThreads) + " (0 = the set number), found " +
-           text(threads));
-  }
+  check_num_items("values", num_items_);
+  check_threads(threads);
   if (bias && (bias->ndim() != 1 || bias->shape(0) != num_items_)) {
     refuse("bias: expected one number an item (" + text(num_items_) + ")");
   }

@@ -29,6 +29,11 @@ const std::uint8_t* checked_mask(const Mask& blocked, std::int64_t num_items);
 
 void check_k(std::int64_t k);
 
+/// Refuses more items than ids can name.
+void check_num_items(const char* name, std::int64_t items);
+
+void check_threads(int threads);
+
 /// Scores and ids [rows, k], made with the lock and filled without it.
 struct BestItems {
   BestItems(std::int64_t rows, std::int64_t k)

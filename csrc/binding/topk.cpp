@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/topk.h"
 
-#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -20,19 +19,7 @@ namespace {
 
 std::string text(std::int64_t n) { return std::to_string(n); }
 
-void check_count(std::int64_t items) {
-  // One below the limit stays free for the padding of the candidate lists.
-  if (items >= std::numeric_limits<std::int32_t>::max()) {
-    refuse("items: expected fewer than 2147483647 rows, found " + text(items));
-  }
-}
-
-void check_threads(int threads) {
-  if (threads < 0 || threads > kMaxThreads) {
-    refuse("threads: expected 1 to " + text(kMaxThreads) + " (0 = the set number), found " +
-           text(threads));
-  }
-}
+constexpr std::int64_t kBoundsWidth = sizeof(Int8Bounds) / sizeof(float);
 
 using Floats = std::optional<Array<float>>;
 
@@ -49,7 +36,7 @@ py::tuple solve(TopkProblem p, const Array<float>& queries, const Items& seen_va
            text(queries.shape(1)));
   }
   if (p.dim < 1) refuse("items: expected at least 1 column, found 0");
-  check_count(p.num_items);
+  check_num_items("items", p.num_items);
   check_k(k);
   check_threads(threads);
   p.blocked = checked_mask(blocked, p.num_items);
@@ -117,7 +104,7 @@ std::unique_ptr<Int8Table> make_table(const Array<float>& items,
     refuse("items: expected at most " + text(kInt8MaxDim) + " columns for a scan of bytes, found " +
            text(items.shape(1)));
   }
-  check_count(items.shape(0));
+  check_num_items("items", items.shape(0));
   if (bias && (bias->ndim() != 1 || bias->shape(0) != items.shape(0))) {
     refuse("bias: expected one number an item (" + text(items.shape(0)) + ")");
   }
@@ -126,6 +113,50 @@ std::unique_ptr<Int8Table> make_table(const Array<float>& items,
   const ReleasedLock release;
   return std::make_unique<Int8Table>(items.data(), biases, items.shape(0), items.shape(1),
                                      thread_count(threads));
+}
+
+/// A table that was stored, in the arrays that blocks_of and bounds_of gave.
+py::object stored_table(const Array<std::uint8_t>& blocks, const Array<float>& bounds,
+                        std::int64_t items, std::int64_t dim, bool has_bias) {
+  if (items < 0) refuse("items: expected at least 0, found " + text(items));
+  check_num_items("items", items);
+  if (dim < 1 || dim > kInt8MaxDim) {
+    refuse("dim: expected 1 to " + text(kInt8MaxDim) + ", found " + text(dim));
+  }
+  const std::int64_t rows = (items + kInt8Rows - 1) / kInt8Rows;
+  const std::int64_t width = Int8Table(nullptr, nullptr, 0, dim, has_bias).block_bytes();
+  if (blocks.ndim() != 2 || blocks.shape(0) != rows || blocks.shape(1) != width) {
+    refuse("blocks: expected [" + text(rows) + ", " + text(width) + "] for these items");
+  }
+  if (bounds.ndim() != 2 || bounds.shape(0) != rows || bounds.shape(1) != kBoundsWidth) {
+    refuse("bounds: expected [" + text(rows) + ", " + text(kBoundsWidth) + "] for these items");
+  }
+  if (reinterpret_cast<std::uintptr_t>(bounds.data()) % alignof(Int8Bounds) != 0) {
+    refuse("bounds: expected aligned numbers");
+  }
+  const std::uint8_t* at = blocks.data();
+  const auto* bounds_at = reinterpret_cast<const Int8Bounds*>(bounds.data());
+  std::unique_ptr<Int8Table> table;
+  {
+    const ReleasedLock release;
+    table = std::make_unique<Int8Table>(at, bounds_at, items, dim, has_bias);
+  }
+  const bool copied = table->view().blocks != at;
+  py::object made = py::cast(std::move(table));
+  py::detail::keep_alive_impl(made, bounds);
+  if (!copied) py::detail::keep_alive_impl(made, blocks);
+  return made;
+}
+
+Array<std::uint8_t> blocks_of(const py::object& self) {
+  const auto& table = self.cast<const Int8Table&>();
+  return Array<std::uint8_t>({table.num_blocks(), table.block_bytes()}, table.view().blocks, self);
+}
+
+Array<float> bounds_of(const py::object& self) {
+  const auto& table = self.cast<const Int8Table&>();
+  return Array<float>({table.num_blocks(), kBoundsWidth},
+                      reinterpret_cast<const float*>(table.view().bounds), self);
 }
 
 }  // namespace
@@ -141,6 +172,11 @@ void bind_topk(py::module_& m) {
   py::class_<Int8Table>(m, "Int8Table")
       .def(py::init(&make_table), py::arg("items").noconvert(), py::arg("bias").noconvert(),
            py::arg("threads") = 0)
+      .def_static("stored", &stored_table, py::arg("blocks").noconvert(),
+                  py::arg("bounds").noconvert(), py::arg("items"), py::arg("dim"),
+                  py::arg("has_bias"))
+      .def_property_readonly("blocks", &blocks_of)
+      .def_property_readonly("bounds", &bounds_of)
       .def_property_readonly("nbytes", &Int8Table::bytes);
 }
 

@@ -2,8 +2,6 @@
 // Sets of items, and the top-k search behind them: what seqrec_fast.retrieval filters with.
 #include "ops/topk_filter.h"
 
-#include <algorithm>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -11,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "base/offsets.h"
 #include "binding/binding.h"
 #include "binding/item_table.h"
+#include "binding/ranking.h"
 #include "ops/item_set.h"
 #include "ops/topk.h"
 
@@ -26,25 +24,6 @@ std::string text(std::int64_t n) { return std::to_string(n); }
 
 /// Rows of item ids: values and offsets.
 using Rows = std::pair<Array<std::int32_t>, Array<std::int64_t>>;
-
-JaggedView<std::int32_t> checked(const char* name, const Rows& rows, std::int64_t queries,
-                                 std::int64_t items) {
-  const auto& [values, offsets] = rows;
-  if (values.ndim() != 1 || offsets.ndim() != 1 || offsets.shape(0) != queries + 1) {
-    refuse(std::string(name) + ": expected one row a query (" + text(queries) + ")");
-  }
-  check_offsets(offsets.data(), queries, values.shape(0), "values", name);
-  const std::int32_t* ids = values.data();
-  std::uint32_t most = 0;
-  for (std::int64_t i = 0; i < values.shape(0); ++i) {
-    most = std::max(most, static_cast<std::uint32_t>(ids[i]));
-  }
-  if (values.shape(0) > 0 && most >= static_cast<std::uint64_t>(items)) {
-    refuse(std::string(name) + ": found item " + text(static_cast<std::int32_t>(most)) +
-           ", but the items are 0 to " + text(items - 1));
-  }
-  return {ids, offsets.data(), queries};
-}
 
 /// The rows of several batches, one behind the other.
 struct JoinedRows {
@@ -95,14 +74,9 @@ py::tuple search(const Array<float>& queries, const py::object& items,
     refuse("queries: expected " + text(p.dim) + " columns like items, found " +
            text(queries.shape(1)));
   }
-  if (p.num_items >= std::numeric_limits<std::int32_t>::max()) {
-    refuse("items: expected fewer than 2147483647 rows, found " + text(p.num_items));
-  }
-  if (k < 1) refuse("k: expected at least 1, found " + text(k));
-  if (threads < 0 || threads > kMaxThreads) {
-    refuse("threads: expected 1 to " + text(kMaxThreads) + " (0 = the set number), found " +
-           text(threads));
-  }
+  check_num_items("items", p.num_items);
+  check_k(k);
+  check_threads(threads);
   if (bias) {
     if (bias->ndim() != 1 || bias->shape(0) != p.num_items) {
       refuse("bias: expected one number an item (" + text(p.num_items) + ")");
@@ -122,16 +96,17 @@ py::tuple search(const Array<float>& queries, const py::object& items,
   }
   std::vector<JaggedView<std::int32_t>> seen;
   for (const Rows& rows : hidden) {
-    const auto view = checked("exclude", rows, p.num_queries, p.num_items);
+    const auto view =
+        checked_items("exclude", rows.first, rows.second, p.num_queries, p.num_items, true);
     if (view.offsets[p.num_queries] > 0) seen.push_back(view);
   }
   JaggedView<std::int32_t> only{};
-  if (allowed) only = checked("allow", *allowed, p.num_queries, p.num_items);
+  if (allowed) {
+    only =
+        checked_items("allow", allowed->first, allowed->second, p.num_queries, p.num_items, true);
+  }
   const KernelTable& table = kernels();
-  Array<float> scores({p.num_queries, k});
-  Array<std::int64_t> ids({p.num_queries, k});
-  float* out_scores = scores.mutable_data();
-  std::int64_t* out_ids = ids.mutable_data();
+  BestItems best(p.num_queries, k);
   {
     const ReleasedLock release;
     std::optional<JoinedRows> joined;
@@ -142,14 +117,14 @@ py::tuple search(const Array<float>& queries, const py::object& items,
     }
     const int limit = thread_count(threads);
     if (allowed) {
-      score_topk_allowed(p, bytes ? &*bytes : nullptr, only, limit, table, out_scores, out_ids);
+      score_topk_allowed(p, bytes ? &*bytes : nullptr, only, limit, table, best.scores, best.ids);
     } else if (bytes) {
-      score_topk_int8(p, *bytes, limit, table, out_scores, out_ids);
+      score_topk_int8(p, *bytes, limit, table, best.scores, best.ids);
     } else {
-      score_topk(p, limit, table, out_scores, out_ids);
+      score_topk(p, limit, table, best.scores, best.ids);
     }
   }
-  return py::make_tuple(std::move(scores), std::move(ids));
+  return py::make_tuple(std::move(best.score_array), std::move(best.id_array));
 }
 
 template <typename T>

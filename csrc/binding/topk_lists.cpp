@@ -10,6 +10,7 @@
 
 #include "base/thread_pool.h"
 #include "binding/binding.h"
+#include "binding/ranking.h"
 
 namespace seqrec {
 namespace {
@@ -118,10 +119,8 @@ class Lists {
 
 py::tuple bound_score_topk_lists(const Array<float>& queries, const Array<float>& items,
                                  const Lists& lists, const NamedItems& table,
-                                 const NamedItems* tail,
-                                 const std::optional<Array<std::int32_t>>& seen_values,
-                                 const std::optional<Array<std::int64_t>>& seen_offsets,
-                                 const std::optional<Array<std::uint8_t>>& blocked, std::int64_t k,
+                                 const NamedItems* tail, const Items& seen_values,
+                                 const Offsets& seen_offsets, const Mask& blocked, std::int64_t k,
                                  std::int64_t most, float reach, int threads) {
   const std::int64_t dim = lists.dim();
   if (queries.ndim() != 2 || items.ndim() != 2 || queries.shape(1) != dim ||
@@ -131,7 +130,9 @@ py::tuple bound_score_topk_lists(const Array<float>& queries, const Array<float>
   }
   table.check_below(items.shape(0));
   if (tail != nullptr) tail->check_below(items.shape(0));
-  if (k < 1 || most < 1 || !(reach >= 0.0f)) refuse("k, most, reach: out of range");
+  check_k(k);
+  if (most < 1 || !(reach >= 0.0f)) refuse("most, reach: out of range");
+  check_threads(threads);
   TopkProblem p{};
   p.queries = queries.data();
   p.items = items.data();
@@ -139,31 +140,16 @@ py::tuple bound_score_topk_lists(const Array<float>& queries, const Array<float>
   p.num_items = items.shape(0);
   p.dim = dim;
   p.k = k;
-  if (blocked) {
-    if (blocked->ndim() != 1 || blocked->shape(0) != p.num_items) {
-      refuse("blocked: expected one flag an item");
-    }
-    p.blocked = blocked->data();
-  }
-  if (seen_values && seen_offsets) {
-    if (seen_offsets->ndim() != 1 || seen_offsets->shape(0) != p.num_queries + 1 ||
-        seen_offsets->data()[p.num_queries] != seen_values->size()) {
-      refuse("seen: expected one row a query");
-    }
-    if (seen_values->size() > 0)
-      p.seen = {seen_values->data(), seen_offsets->data(), p.num_queries};
-  }
+  p.blocked = checked_mask(blocked, p.num_items);
+  p.seen = checked_seen(seen_values, seen_offsets, p.num_queries, p.num_items);
   const ListedItems listed = lists.listed(table, tail);
   const ListProbe probe{most, reach};
-  Array<float> scores({p.num_queries, k});
-  Array<std::int64_t> ids({p.num_queries, k});
-  float* out_scores = scores.mutable_data();
-  std::int64_t* out_ids = ids.mutable_data();
+  BestItems best(p.num_queries, k);
   {
     const ReleasedLock release;
-    score_topk_lists(p, listed, probe, thread_count(threads), kernels(), out_scores, out_ids);
+    score_topk_lists(p, listed, probe, thread_count(threads), kernels(), best.scores, best.ids);
   }
-  return py::make_tuple(std::move(scores), std::move(ids));
+  return py::make_tuple(std::move(best.score_array), std::move(best.id_array));
 }
 
 }  // namespace

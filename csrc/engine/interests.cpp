@@ -8,6 +8,7 @@
 #include "base/scratch.h"
 #include "base/thread_pool.h"
 #include "engine/encoder.h"
+#include "ops/linear.h"
 
 namespace seqrec {
 namespace {
@@ -26,53 +27,50 @@ constexpr double kRate = 4.0;  // multiply-adds a nanosecond on one core, on the
 
 InterestHead::InterestHead(const InterestConfig& config, const Tensors& tensors,
                            const KernelTable& table)
-    : config_(config), table_(table) {
-  const std::int64_t dim = config.dim, interests = config.interests;
-  embedding_ = tensors.rows("item_embedding.weight", config.num_items * dim);
-  const float* all = tensors.at("interest_head.projection", interests * dim * dim);
-  for (std::int64_t k = 0; k < interests; ++k) {
-    projections_.push_back(pack_linear(all + k * dim * dim, dim, 1, dim, dim, nullptr, table));
-  }
+    : config_(config), pooled_(config.interests - 1), table_(table) {
+  embedding_ = tensors.rows("item_embedding.weight", config.num_items * config.dim);
+  const float* gains = tensors.at("interest_head.gain", pooled_ * config.dim);
+  gains_.assign(gains, gains + pooled_ * config.dim);
   weigh(tensors);
 }
 
 void InterestHead::weigh(const Tensors& tensors) {
-  const std::int64_t dim = config_.dim, interests = config_.interests, width = 4 * interests;
+  const std::int64_t dim = config_.dim, width = 4 * config_.interests;
   const float* first = tensors.at("interest_head.hidden.weight", width * dim);
   const float* shift = tensors.at("interest_head.hidden.bias", width);
-  const float* second = tensors.at("interest_head.scores.weight", interests * width);
+  const float* second = tensors.at("interest_head.scores.weight", pooled_ * width);
   const PackedLinear inner = pack_linear(first, dim, 1, width, dim, shift, table_);
-  const PackedLinear outer = pack_linear(second, width, 1, interests, width, nullptr, table_);
-  weights_ = AlignedBuffer<float>(static_cast<std::size_t>(config_.num_items * interests));
+  const PackedLinear outer = pack_linear(second, width, 1, pooled_, width, nullptr, table_);
+  weights_ = AlignedBuffer<float>(static_cast<std::size_t>(config_.num_items * pooled_));
   const std::int64_t most = std::min(kWeighedItems, config_.num_items);
   Scratch<float> items(most * dim), middle(most * width), scratch(table_.linear->scratch);
   for (std::int64_t item = 0; item < config_.num_items; item += kWeighedItems) {
     const std::int64_t count = std::min(kWeighedItems, config_.num_items - item);
-    float* out = weights_.data() + item * interests;
+    float* out = weights_.data() + item * pooled_;
     table_.topk->widen(embedding_, dim, nullptr, item, count, items.data());
     multiply(inner, items.data(), dim, count, Activation::kTanh, middle.data(), width,
              scratch.data());
-    multiply(outer, middle.data(), width, count, Activation::kNone, out, interests, scratch.data());
-    for (std::int64_t i = 0; i < count * interests; ++i) {
+    multiply(outer, middle.data(), width, count, Activation::kNone, out, pooled_, scratch.data());
+    for (std::int64_t i = 0; i < count * pooled_; ++i) {
       out[i] = std::exp(std::clamp(out[i], -kMostLogit, kMostLogit));
     }
   }
 }
 
 void InterestHead::pool(const std::int32_t* items, std::int64_t count, float* out) const {
-  const std::int64_t dim = config_.dim, interests = config_.interests, size = interests * dim;
-  Scratch<float> vectors(kSummedEvents * dim), part(size + interests), mass(interests);
+  const std::int64_t dim = config_.dim, size = pooled_ * dim;
+  Scratch<float> vectors(kSummedEvents * dim), part(size + pooled_), mass(pooled_);
   std::fill_n(out, size, 0.0f);
-  std::fill_n(mass.data(), interests, 0.0f);
+  std::fill_n(mass.data(), pooled_, 0.0f);
   float* part_mass = part.data() + size;
   for (std::int64_t begin = 0; begin < count; begin += kSummedEvents) {
     const std::int64_t some = std::min(kSummedEvents, count - begin);
     table_.topk->widen(embedding_, dim, items + begin, 0, some, vectors.data());
-    std::fill_n(part.data(), size + interests, 0.0f);
+    std::fill_n(part.data(), size + pooled_, 0.0f);
     for (std::int64_t s = 0; s < some; ++s) {
-      const float* weight = weights_.data() + std::int64_t{items[begin + s]} * interests;
+      const float* weight = weights_.data() + std::int64_t{items[begin + s]} * pooled_;
       const float* __restrict vector = vectors.data() + s * dim;
-      for (std::int64_t k = 0; k < interests; ++k) {
+      for (std::int64_t k = 0; k < pooled_; ++k) {
         float* __restrict sum = part.data() + k * dim;
         const float by = weight[k];
         part_mass[k] += by;
@@ -80,10 +78,10 @@ void InterestHead::pool(const std::int32_t* items, std::int64_t count, float* ou
       }
     }
     for (std::int64_t i = 0; i < size; ++i) out[i] += part[i];
-    for (std::int64_t k = 0; k < interests; ++k) mass[k] += part_mass[k];
+    for (std::int64_t k = 0; k < pooled_; ++k) mass[k] += part_mass[k];
   }
-  for (std::int64_t k = 0; k < interests; ++k) {
-    for (std::int64_t d = 0; d < dim; ++d) out[k * dim + d] /= mass[k];
+  for (std::int64_t k = 0; k < pooled_; ++k) {
+    for (std::int64_t d = 0; d < dim; ++d) out[k * dim + d] *= gains_[k * dim + d] / mass[k];
   }
 }
 
@@ -97,26 +95,22 @@ void InterestHead::apply(const JaggedView<std::int32_t>& histories, const float*
     const std::int64_t length = histories.offsets[row + 1] - histories.offsets[row];
     tokens += config_.window > 0 ? std::min(length, config_.window) : length;
   }
-  const double cost = static_cast<double>(size * (tokens + rows * dim)) / kRate;
+  const double cost = static_cast<double>(size * (tokens + rows)) / kRate;
   const int worth = threads_worth(cost, static_cast<int>(std::min<std::int64_t>(tasks, threads)));
   parallel(tasks, worth, [&](std::int64_t task) {
     const std::int64_t first = task * kTaskUsers, count = std::min(kTaskUsers, rows - first);
-    Scratch<float> pooled(count * size), scratch(table_.linear->scratch);
+    float* to = out + first * size;
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t end = histories.offsets[first + i + 1];
       std::int64_t begin = histories.offsets[first + i];
       if (config_.window > 0) begin = std::max(begin, end - config_.window);
-      pool(histories.values + begin, end - begin, pooled.data() + i * size);
-    }
-    float* to = out + first * size;
-    for (std::int64_t k = 0; k < interests; ++k) {
-      multiply(projections_[static_cast<std::size_t>(k)], pooled.data() + k * dim, size, count,
-               Activation::kNone, to + k * dim, size, scratch.data());
-    }
-    for (std::int64_t i = 0; i < count * interests; ++i) {
-      float* at = to + i * dim;
-      const float* state = hidden + (first + i / interests) * dim;
-      for (std::int64_t d = 0; d < dim; ++d) at[d] += state[d];
+      const float* state = hidden + (first + i) * dim;
+      float* at = to + i * size;
+      std::copy_n(state, dim, at);
+      pool(histories.values + begin, end - begin, at + dim);
+      for (std::int64_t k = 1; k < interests; ++k) {
+        for (std::int64_t d = 0; d < dim; ++d) at[k * dim + d] += state[d];
+      }
     }
     if (config_.unit) scale_to_unit(to, count * interests, dim);
   });

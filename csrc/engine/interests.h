@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Several interests of a user: what a head of attention adds to the embedding of an encoder.
 //
-// Interest k of a history of items e_s is h + P[k] sum_s a_sk e_s / sum_s a_sk, where h is the
-// encoder's embedding and a_sk = exp(W2[k] . tanh(W1 e_s + b1)) depends on the item alone: it is
-// computed once for every item.
+// The first interest of a history of items e_s is the encoder's embedding h; interest k after it is
+// h + g[k] * sum_s a_sk e_s / sum_s a_sk (number by number), where a_sk = exp(W2[k] . tanh(W1 e_s +
+// b1)) depends on the item alone: it is computed once for every item.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,6 @@
 #include "base/jagged.h"
 #include "engine/tensors.h"
 #include "isa/kernel_table.h"
-#include "ops/linear.h"
 
 namespace seqrec {
 
@@ -45,10 +44,11 @@ class InterestHead {
   void pool(const std::int32_t* items, std::int64_t count, float* out) const;
 
   InterestConfig config_;
+  std::int64_t pooled_;  // interests that pool events: all but the first
   ItemRows embedding_;
   const KernelTable& table_;
-  std::vector<PackedLinear> projections_;  // one an interest
-  AlignedBuffer<float> weights_;           // [num_items, interests]: a
+  std::vector<float> gains_;      // [pooled, dim]: g
+  AlignedBuffer<float> weights_;  // [num_items, pooled]: a
 };
 
 /// The k best of each user by an item's best score: lists [users, interests, k] of scores and ids

@@ -161,36 +161,11 @@ void split_items(const Plan& plan) {
 
 }  // namespace
 
-std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen, std::int64_t num_items,
-                                      int threads) {
-  const auto row_sorted = [&](std::int64_t row) {
-    return std::is_sorted(seen.values + seen.offsets[row], seen.values + seen.offsets[row + 1]);
-  };
-  bool sorted = true;
-  for (std::int64_t row = 0; row < seen.rows && sorted; ++row) sorted = row_sorted(row);
-  if (sorted) return {};
-  std::vector<std::int32_t> copy(seen.values, seen.values + seen.offsets[seen.rows]);
-  const int worth = threads_worth(10.0 * static_cast<double>(copy.size()), threads);
-  parallel(seen.rows, worth, [&](std::int64_t row) {
-    if (row_sorted(row)) return;
-    std::int32_t* ids = copy.data() + seen.offsets[row];
-    const std::int64_t count = seen.offsets[row + 1] - seen.offsets[row];
-    const std::int64_t fresh = sort_ids(ids, count, num_items);
-    for (std::int64_t i = fresh; i < count; ++i) ids[i] = ids[fresh - 1];
-  });
-  return copy;
-}
-
 void score_topk(const TopkProblem& problem, int threads, const KernelTable& table,
                 float* out_scores, std::int64_t* out_ids) {
-  TopkProblem p = problem;
-  if (p.num_queries == 0) return;
-  std::vector<std::int32_t> seen;
-  if (p.seen.values != nullptr) {
-    seen = sorted_seen(p.seen, p.num_items, threads);
-    if (!seen.empty()) p.seen.values = seen.data();
-  }
-  const OpenRows open(p, false);
+  if (problem.num_queries == 0) return;
+  const ReadyTopk ready(problem, false, threads);
+  const TopkProblem& p = ready.problem();
   const std::int64_t rows = scanned_rows(p);
   // Twice k, so that a list is cut down once in k candidates; never more than there are items.
   const std::int64_t limit = std::max(2 * std::min(p.k, rows), std::int64_t{64});

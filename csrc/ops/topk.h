@@ -2,8 +2,6 @@
 // The whole operation score + bias + exclude + top-k: where the threads and the memory are.
 #pragma once
 
-#include <vector>
-
 #include "isa/kernel_table.h"
 #include "kernels/topk_types.h"
 
@@ -19,10 +17,5 @@ namespace seqrec {
 /// Throws std::bad_alloc.
 void score_topk(const TopkProblem& problem, int threads, const KernelTable& table,
                 float* out_scores, std::int64_t* out_ids);
-
-/// The seen lists in ascending order: empty where they are so already, else a sorted copy. An id
-/// that stands twice in a list does so there, or its largest one does.
-std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen, std::int64_t num_items,
-                                      int threads);
 
 }  // namespace seqrec

@@ -18,6 +18,29 @@ constexpr double kNextBytes = 1.5, kScoreBytes = 0.6;
 /// Where a list of no items lies.
 constexpr std::int32_t kNothing[1] = {0};
 
+/// The seen lists in ascending order: empty where they are so already, else a sorted copy. An id
+/// that stands twice in a list does so there, or its largest one does.
+std::vector<std::int32_t> sorted_seen(const JaggedView<std::int32_t>& seen, std::int64_t num_items,
+                                      int threads) {
+  if (seen.values == nullptr) return {};
+  const auto row_sorted = [&](std::int64_t row) {
+    return std::is_sorted(seen.values + seen.offsets[row], seen.values + seen.offsets[row + 1]);
+  };
+  bool sorted = true;
+  for (std::int64_t row = 0; row < seen.rows && sorted; ++row) sorted = row_sorted(row);
+  if (sorted) return {};
+  std::vector<std::int32_t> copy(seen.values, seen.values + seen.offsets[seen.rows]);
+  const int worth = threads_worth(10.0 * static_cast<double>(copy.size()), threads);
+  parallel(seen.rows, worth, [&](std::int64_t row) {
+    if (row_sorted(row)) return;
+    std::int32_t* ids = copy.data() + seen.offsets[row];
+    const std::int64_t count = seen.offsets[row + 1] - seen.offsets[row];
+    const std::int64_t fresh = sort_ids(ids, count, num_items);
+    for (std::int64_t i = fresh; i < count; ++i) ids[i] = ids[fresh - 1];
+  });
+  return copy;
+}
+
 }  // namespace
 
 bool worth_listing(const TopkProblem& p, std::int64_t open, bool bytes) {
@@ -57,6 +80,13 @@ std::int64_t OpenRows::places(TopkProblem& p, bool bytes) {
   if (!worth_listing(p, open, bytes)) return 0;
   p.num_listed = open;
   return open;
+}
+
+ReadyTopk::ReadyTopk(const TopkProblem& given, bool bytes, int threads)
+    : problem_(given),
+      seen_(sorted_seen(given.seen, given.num_items, threads)),
+      open_(problem_, bytes) {
+  if (!seen_.empty()) problem_.seen.values = seen_.data();
 }
 
 void score_topk_allowed(const TopkProblem& problem, const Int8Items* bytes,

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "base/scratch.h"
 #include "isa/kernel_table.h"
@@ -36,6 +37,20 @@ class OpenRows {
 
   Scratch<std::uint64_t> bits_;
   Scratch<std::int32_t> ids_;
+};
+
+/// A problem as its scan should read it, with the memory for that: rows of `seen` in ascending
+/// order, filters as OpenRows makes them. Throws std::bad_alloc.
+class ReadyTopk {
+ public:
+  ReadyTopk(const TopkProblem& given, bool bytes, int threads);
+
+  const TopkProblem& problem() const { return problem_; }
+
+ private:
+  TopkProblem problem_;
+  std::vector<std::int32_t> seen_;
+  OpenRows open_;
 };
 
 /// What score_topk of ops/topk.h computes, where each query has a list of its own of the only items

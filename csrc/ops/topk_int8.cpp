@@ -54,13 +54,33 @@ Int8Table::Int8Table(const float* items, const std::int32_t* names, std::int64_t
   names_ = nullptr;
 }
 
-void Int8Table::fill(const ItemRows& items, const float* bias, int threads) {
+Int8Table::Int8Table(const std::uint8_t* blocks, const Int8Bounds* bounds, std::int64_t num_items,
+                     std::int64_t dim, bool has_bias)
+    : num_items_(num_items), dim_(dim), has_bias_(has_bias), stored_bounds_(bounds) {
+  measure();
+  if (reinterpret_cast<std::uintptr_t>(blocks) % kCacheLine == 0) {
+    stored_blocks_ = blocks;
+    return;
+  }
+  take_blocks();
+  std::copy_n(blocks, blocks_.size(), blocks_.data());
+}
+
+void Int8Table::measure() {
   quads_ = (dim_ + 3) / 4;
   block_bytes_ = (quads_ * 4 + (has_bias_ ? 8 : 4)) * kInt8Rows;
   num_blocks_ = (num_items_ + kInt8Rows - 1) / kInt8Rows;
+}
+
+void Int8Table::take_blocks() {
   blocks_ = TableBuffer<std::uint8_t>(static_cast<std::size_t>(num_blocks_ * block_bytes_));
   // a scan then does not stop at every 4 KiB for the address
   advise_huge_pages(blocks_.data(), static_cast<std::int64_t>(blocks_.size()));
+}
+
+void Int8Table::fill(const ItemRows& items, const float* bias, int threads) {
+  measure();
+  take_blocks();
   bounds_ = TableBuffer<Int8Bounds>(static_cast<std::size_t>(num_blocks_));
   constexpr std::int64_t kShare = 64;  // blocks
   const std::int64_t shares = (num_blocks_ + kShare - 1) / kShare;
@@ -122,7 +142,12 @@ void Int8Table::fill_block(const ItemRows& items, const float* bias, std::int64_
 }
 
 Int8Items Int8Table::view() const {
-  return {blocks_.data(), bounds_.data(), num_blocks_, block_bytes_, quads_, nullptr};
+  return {stored_blocks_ != nullptr ? stored_blocks_ : blocks_.data(),
+          stored_bounds_ != nullptr ? stored_bounds_ : bounds_.data(),
+          num_blocks_,
+          block_bytes_,
+          quads_,
+          nullptr};
 }
 
 ByteItemBounds::ByteItemBounds(const ItemRows& items, const float* bias, std::int64_t num_items,
@@ -326,14 +351,9 @@ void search(const TopkProblem& p, const Int8Items& items, int threads, const Ker
 
 void score_topk_int8(const TopkProblem& problem, const Int8Items& items, int threads,
                      const KernelTable& table, float* out_scores, std::int64_t* out_ids) {
-  TopkProblem p = problem;
-  if (p.num_queries == 0) return;
-  std::vector<std::int32_t> seen;
-  if (p.seen.values != nullptr) {
-    seen = sorted_seen(p.seen, p.num_items, threads);
-    if (!seen.empty()) p.seen.values = seen.data();
-  }
-  const OpenRows open(p, true);
+  if (problem.num_queries == 0) return;
+  const ReadyTopk ready(problem, true, threads);
+  const TopkProblem& p = ready.problem();
   if (p.listed != nullptr) return score_topk(p, threads, table, out_scores, out_ids);
   // Runs of queries whose bounds hold, and of others, which float32 serves.
   for (std::int64_t first = 0, end = 0; first < p.num_queries; first = end) {

@@ -25,13 +25,26 @@ class Int8Table {
   Int8Table(const float* items, const std::int32_t* names, std::int64_t places, std::int64_t dim,
             int threads);
 
+  /// Another table that was stored: `blocks` [num_blocks, block_bytes] and `bounds` [num_blocks]
+  /// are used where they lie, or copied if `blocks` begin within a line of the cache. Whatever they
+  /// hold, a search stays within its memory. Throws std::bad_alloc.
+  Int8Table(const std::uint8_t* blocks, const Int8Bounds* bounds, std::int64_t num_items,
+            std::int64_t dim, bool has_bias);
+
   Int8Items view() const;
   std::int64_t num_items() const { return num_items_; }
   std::int64_t dim() const { return dim_; }
   bool has_bias() const { return has_bias_; }
-  std::size_t bytes() const { return blocks_.size() + bounds_.size() * sizeof(Int8Bounds); }
+  std::int64_t num_blocks() const { return num_blocks_; }
+  std::int64_t block_bytes() const { return block_bytes_; }
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(num_blocks_) *
+           (static_cast<std::size_t>(block_bytes_) + sizeof(Int8Bounds));
+  }
 
  private:
+  void measure();
+  void take_blocks();
   void fill(const ItemRows& items, const float* bias, int threads);
   void fill_block(const ItemRows& items, const float* bias, std::int64_t block);
 
@@ -41,6 +54,8 @@ class Int8Table {
   std::int64_t quads_, block_bytes_, num_blocks_;
   TableBuffer<std::uint8_t> blocks_;
   TableBuffer<Int8Bounds> bounds_;
+  const std::uint8_t* stored_blocks_ = nullptr;  // in place of those, or null
+  const Int8Bounds* stored_bounds_ = nullptr;
 };
 
 /// The bounds of items that are bytes themselves: one byte an item beside them.

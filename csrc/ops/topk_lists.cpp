@@ -235,15 +235,10 @@ class Searcher {
 void score_topk_lists(const TopkProblem& problem, const ListedItems& listed, const ListProbe& probe,
                       int threads, const KernelTable& table, float* out_scores,
                       std::int64_t* out_ids) {
-  TopkProblem p = problem;
-  if (p.num_queries == 0) return;
-  std::vector<std::int32_t> seen;
-  if (p.seen.values != nullptr) {
-    seen = sorted_seen(p.seen, p.num_items, threads);
-    if (!seen.empty()) p.seen.values = seen.data();
-  }
+  if (problem.num_queries == 0) return;
+  const ReadyTopk ready(problem, true, threads);
+  const TopkProblem& p = ready.problem();
   // Few open items are scored exactly, without the lists.
-  const OpenRows open(p, true);
   if (p.listed != nullptr) return score_topk(p, threads, table, out_scores, out_ids);
   const std::int64_t wanted = std::max<std::int64_t>(4 * std::min(p.k, p.num_items), 512);
   const std::int64_t capacity = round_up(std::min(wanted, p.num_items + 1), kTopkPad);

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time as clock
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +19,7 @@ from seqrec_fast.batch.users import Chunk, Users, open_users
 from seqrec_fast.data.vocabulary import Vocabulary
 from seqrec_fast.engine import Recommender
 from seqrec_fast.engine.requests import parse_ids, whole_number
+from seqrec_fast.engine.rules import items_where
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -69,6 +70,9 @@ def recommend_users(
     exclude_seen: bool = True,
     allow: Iterable[Any] | None = None,
     deny: Iterable[Any] | None = None,
+    where: Mapping[str, Any] | None = None,
+    limit: Mapping[str, int] | None = None,
+    diversity: float = 0.0,
     flat: bool = False,
     overwrite: bool = False,
     chunk_users: int = CHUNK_USERS,
@@ -93,6 +97,9 @@ def recommend_users(
         exclude_seen: leave out every item of the history.
         allow: raw ids: recommend these only, to all users.
         deny: raw ids: never these.
+        where: a rule over the item table: recommend what it holds for only, to all users.
+        limit: column of the item table → how many items of each of its categories a user may get.
+        diversity: for models of several interests, as in :meth:`Recommender.recommend`.
         flat: write a row for each user and item instead: user, ``rank`` from 1, ``item``,
             ``score``, ``fallback``.
         overwrite: replace a file at ``out``.
@@ -122,6 +129,17 @@ def recommend_users(
     target = check_target(out, overwrite)
     vocabulary = Vocabulary(rec.item_ids)
     blocked, unknown_filters = _blocked(vocabulary, allow, deny)
+    if where is not None:
+        kept = items_where(rec, where)
+        blocked = ~kept if blocked is None else blocked | ~kept
+        if blocked.all():
+            raise InputError(
+                f"where: leaves no item that could be recommended ({kept.sum():,} of "
+                f"{len(kept):,} meet it); look at its values"
+            )
+    if limit is not None or diversity:  # refused before the users are read
+        nobody = JaggedBatch.from_lists([], dtype=np.int32)
+        rec.recommend_arrays(nobody, 1, exclude_seen, limit=limit, diversity=diversity)
     count = min(wanted, rec.num_items)
     size = max(1, min(size, _MAX_ENTRIES // count))
     totals = _Totals()
@@ -136,7 +154,9 @@ def recommend_users(
             histories = totals.add(chunk)
             if first and not histories.tokens:
                 _check_kinds(source, vocabulary, totals.events)
-            answer = rec.recommend_arrays(histories, count, exclude_seen, blocked=blocked)
+            answer = rec.recommend_arrays(
+                histories, count, exclude_seen, blocked=blocked, limit=limit, diversity=diversity
+            )
             writer.submit(output.write, chunk.users, *answer, histories.lengths == 0)
             if progress is not None:
                 progress(totals.users, source.total)

@@ -103,15 +103,21 @@ def merged(
 ) -> dict[str, Any]:
     """Results with these rows in the place of older ones of the same case and threads.
 
-    Rows of another processor or of other versions are dropped: a file tells of one machine.
+    Rows of another processor or of other versions are dropped: a file tells of one machine. A
+    library that was installed since, or is no longer there, took no part in the older rows.
     """
     kept: list[Row] = []
-    if before is not None and all(
-        before["machine"].get(key) == machine[key] for key in ("cpu", "versions")
-    ):
+    if before is not None and _is_same(before["machine"], machine):
         fresh = {(row["case"], row["threads"]) for row in rows}
         kept = [row for row in before["rows"] if (row["case"], row["threads"]) not in fresh]
     return {"machine": machine, "rows": [*kept, *rows]}
+
+
+def _is_same(before: dict[str, Any], machine: dict[str, Any]) -> bool:
+    versions = machine["versions"]
+    return before.get("cpu") == machine["cpu"] and all(
+        versions.get(name, version) == version for name, version in before["versions"].items()
+    )
 
 
 def write_results(

@@ -19,6 +19,12 @@ from seqrec_fast.cli.console import (
     whole_number,
 )
 from seqrec_fast.cli.log_options import add_table_options, table_options
+from seqrec_fast.cli.rule_options import (
+    add_diversity_argument,
+    add_rule_arguments,
+    read_limits,
+    read_where,
+)
 
 if TYPE_CHECKING:
     from seqrec_fast.batch import BatchSummary
@@ -29,6 +35,7 @@ EPILOG = """\
 examples:
   seqrec-fast batch bundle users.parquet out.parquet --k 100
   seqrec-fast batch bundle users.parquet out.parquet --user customer --item basket --deny gone.txt
+  seqrec-fast batch bundle users.parquet out.parquet --where "genre=Drama|Crime" --limit brand=2
   seqrec-fast batch bundle events.parquet out.parquet --time ts --flat --overwrite --json
 
 USERS is Parquet with a row a user, the history as a list of item ids, oldest first; or a log of
@@ -56,6 +63,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--allow", metavar="FILE", help="only these items: one id a line")
     parser.add_argument("--deny", metavar="FILE", help="never these items: one id a line")
+    add_rule_arguments(parser)
+    add_diversity_argument(parser)
     parser.add_argument(
         "--flat", action="store_true", help="a row for each user and item: user, rank, item, score"
     )
@@ -85,6 +94,7 @@ def run(args: Namespace) -> int:
     threads = check_threads(args.threads)
     allow = None if args.allow is None else read_ids("--allow", args.allow)
     deny = None if args.deny is None else read_ids("--deny", args.deny)
+    where, limit = read_where(args), read_limits(args)
 
     from seqrec_fast.batch import recommend_users
     from seqrec_fast.engine import Recommender
@@ -101,6 +111,9 @@ def run(args: Namespace) -> int:
             exclude_seen=not args.include_seen,
             allow=allow,
             deny=deny,
+            where=where,
+            limit=limit,
+            diversity=args.diversity,
             flat=args.flat,
             overwrite=args.overwrite,
             chunk_users=args.chunk_users,

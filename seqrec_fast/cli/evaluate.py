@@ -39,10 +39,11 @@ examples:
   seqrec-fast evaluate bundle events.csv --weights bfloat16,int8
 
 Options of reading, cleaning and splitting that are not given are those that the bundle was trained
-with, so that on the same log the figures are those of the training. Every item of the bundle is
-ranked for every user; items of the history are left out, ties count against the model. Targets
-that the bundle does not know count as misses; users without any known event in their history get
-the most popular items, as recommend gives them. Both are counted and reported.
+with, so that on the same log the figures are those of the training. Every item of the bundle that
+was not removed is ranked for every user; items of the history are left out, ties count against the
+model. Targets that the bundle does not know, or that were removed, count as misses; users
+without any known event in their history get the most popular items, as recommend gives them. Both
+are counted and reported.
 
 Where the bundle has an index, the figures of the lists that it finds stand beside those of the
 exact search, with its recall at each cut-off.
@@ -92,8 +93,9 @@ class _Task:
 
     Attributes:
         known: histories and targets that the bundle knows; a row may be empty.
-        target_known: bool, aligned with the targets of the log.
+        target_known: bool, aligned with the targets of the log: what can be recommended.
         target_offsets: int64 ``[users + 1]``, of the targets of the log.
+        removed_targets: targets that the bundle knows and does not recommend any more.
         unknown_events: events of the histories that are not in the bundle.
         empty: users without a known event in the history.
     """
@@ -101,6 +103,7 @@ class _Task:
     known: Holdout
     target_known: NDArray[np.bool_]
     target_offsets: NDArray[np.int64]
+    removed_targets: int
     unknown_events: int
     empty: int
 
@@ -129,7 +132,8 @@ def run(args: Namespace) -> int:
     plain, popular = figures["float32"], figures["popularity"]
     losses = {form: _losses(plain, figures[form], args.k) for form in forms[1:]}
     index = _index_result(found_index, figures.get("index"))
-    unknown_targets = int((~task.target_known).sum())
+    unknown_targets = int((~task.target_known).sum()) - task.removed_targets
+    removed = 0 if bundle.removed is None else int(bundle.removed.sum())
     result: dict[str, Any] = {
         "bundle": str(args.bundle),
         "log": str(args.log),
@@ -137,7 +141,8 @@ def run(args: Namespace) -> int:
         "interests": bundle.config.get("interests", 1),
         "protocol": plain.protocol,
         "users": plain.users,
-        "items": len(bundle.items),
+        "items": len(bundle.items) - removed,
+        "removed": {"items": removed, "targets": task.removed_targets},
         "metrics": plain.values,
         "weights": {
             form: {"metrics": figures[form].values, "ndcg_loss": loss}
@@ -177,6 +182,11 @@ def run(args: Namespace) -> int:
             for name, lost in loss.items()
         )
         say(f"loss of {form} against float32: {told}")
+    if removed:
+        say(
+            f"removed from the catalogue, not ranked: {removed:,} items, "
+            f"{task.removed_targets:,} targets among them (counted as misses)"
+        )
     if unknown_targets or task.unknown_events or task.empty:
         say(
             f"not in the bundle: {unknown_targets:,} targets (counted as misses), "
@@ -203,15 +213,22 @@ def _translate(holdout: Holdout, items: Any, bundle: Bundle) -> _Task:
         )
     index = bundle.items.encode(items.decode(np.arange(len(items))))
 
-    def keep(rows: Any) -> tuple[Any, NDArray[np.bool_]]:
+    def keep(rows: Any, gone: NDArray[np.bool_] | None) -> tuple[Any, NDArray[np.bool_]]:
         values = index[rows.values]
         known = values >= 0
+        if gone is not None:
+            known &= ~gone[values]
         starts = np.zeros(len(values) + 1, dtype=np.int64)
         np.cumsum(known, out=starts[1:])
         return JaggedBatch(values[known], starts[rows.offsets]), known
 
-    histories, history_known = keep(holdout.histories)
-    targets, target_known = keep(holdout.targets)
+    histories, history_known = keep(holdout.histories, None)
+    targets, target_known = keep(holdout.targets, bundle.removed)
+    removed = int((index[holdout.targets.values] >= 0).sum()) - int(target_known.sum())
+    if removed and not target_known.any():
+        raise InputError(
+            f"all {removed:,} held-out items that the bundle knows were removed from it"
+        )
     if not target_known.any():
         raise InputError(
             f"none of the {len(target_known):,} held-out items is in the bundle; this is a log "
@@ -222,6 +239,7 @@ def _translate(holdout: Holdout, items: Any, bundle: Bundle) -> _Task:
         known=Holdout(users=holdout.users, histories=histories, targets=targets),
         target_known=target_known,
         target_offsets=holdout.targets.offsets,
+        removed_targets=removed,
         unknown_events=int((~history_known).sum()),
         empty=int((wanted & (np.diff(histories.offsets) == 0)).sum()),
     )
@@ -274,11 +292,17 @@ def _figures(
     options: dict[str, Any] = {
         "k": args.k,
         "exclude_seen": not args.include_seen,
+        "blocked": bundle.removed,
         "protocol": protocol,
         "threads": threads,
     }
     seen = None if args.include_seen else known.histories
-    common: dict[str, Any] = {"targets": known.targets, "seen": seen, "threads": threads}
+    common: dict[str, Any] = {
+        "targets": known.targets,
+        "seen": seen,
+        "blocked": bundle.removed,
+        "threads": threads,
+    }
     partly_known = not task.target_known.all() or task.empty > 0
     users = int((np.diff(task.target_offsets) > 0).sum())
 
@@ -317,6 +341,7 @@ def _figures(
                 bias,
                 known,
                 args.k,
+                blocked=bundle.removed,
                 exclude_seen=not args.include_seen,
                 threads=threads,
             )
@@ -328,6 +353,7 @@ def _figures(
                 items=items,
                 k=args.k,
                 popularity=bundle.popularity,
+                blocked=bundle.removed,
                 protocol=f"{figures.protocol}, of the lists that the index found",
             )
             if partly_known:

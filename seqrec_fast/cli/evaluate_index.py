@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from seqrec_fast.data import Holdout
     from seqrec_fast.engine.index_ranker import IndexRanker
+    from seqrec_fast.jagged import JaggedBatch
 
 __all__ = ["IndexRanks", "open_index", "ranks_through"]
 
@@ -67,6 +68,7 @@ def ranks_through(
     known: Holdout,
     cutoffs: Sequence[int],
     *,
+    blocked: NDArray[np.bool_] | None,
     exclude_seen: bool,
     threads: int | None,
 ) -> IndexRanks:
@@ -74,19 +76,32 @@ def ranks_through(
 
     Args:
         ranker: the index.
-        queries: float32 ``[users, dim]``.
+        queries: float32 ``[users, dim]``, or ``[users, interests, dim]``.
         items: float32 ``[items, dim]``.
         bias: float32 ``[items]`` or ``None``.
         known: histories, one row a user.
         cutoffs: where the recall is told.
+        blocked: bool ``[items]``, true for the items that nobody may get, or ``None``.
         exclude_seen: leave out what is in the history.
         threads: cores to use.
     """
     import numpy as np
 
     from seqrec_fast.native import score_topk
+    from seqrec_fast.retrieval.interests import best_of_interests
     from seqrec_fast.retrieval.tuning import recall_of
 
+    def search(vectors: Any, hidden: JaggedBatch[Any] | None) -> Any:
+        return score_topk(
+            vectors, items, count, bias=bias, seen=hidden, blocked=blocked, threads=threads
+        )
+
+    def best_of(vectors: Any, hidden: JaggedBatch[Any] | None) -> Any:
+        if vectors.ndim == 3:
+            return best_of_interests(vectors, count, hidden, search)
+        return search(vectors, hidden)
+
+    mask = None if blocked is None else blocked.view(np.uint8)
     count = min(max(cutoffs) + 1, len(items))
     scores = np.full((len(queries), count), -np.inf, dtype=np.float32)
     ids = np.full((len(queries), count), -1, dtype=np.int64)
@@ -96,16 +111,9 @@ def ranks_through(
         seen = known.histories.select(rows)
         values, offsets = (seen.values, seen.offsets) if exclude_seen else (None, None)
         scores[rows], ids[rows] = ranker.rank(
-            queries[rows], values, offsets, None, count, threads or 0
+            queries[rows], values, offsets, mask, count, threads or 0
         )
-        exact = score_topk(
-            queries[rows],
-            items,
-            count,
-            bias=bias,
-            seen=seen if exclude_seen else None,
-            threads=threads,
-        )[1]
+        exact = best_of(queries[rows], seen if exclude_seen else None)[1]
         there = np.diff(seen.offsets) > 0
         for cutoff in cutoffs:
             mine, wanted = ids[rows][there, :cutoff], exact[there, :cutoff]

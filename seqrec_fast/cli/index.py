@@ -30,7 +30,8 @@ EPILOG = """\
 examples:
   seqrec-fast index bundle --log events.csv
   seqrec-fast index bundle --kind auto --recall 0.95 --k 50 --log events.csv --budget 600
-  seqrec-fast index bundle --kind exact --option dtype=int8
+  seqrec-fast index bundle --kind exact --dtype bfloat16
+  seqrec-fast index bundle --kind ivf-native --option nlist=500
   seqrec-fast index bundle --remove
 
 With --kind auto every kind that is installed is built, and its search is tuned to find --recall of
@@ -63,6 +64,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=_option,
         metavar="NAME=VALUE",
         help="of that kind; may be repeated; not with auto",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        help="what --kind exact reads of every vector: float32; int8, the same result from a table "
+        "of bytes beside the vectors; or bfloat16, rounded vectors in half the memory",
     )
     parser.add_argument(
         "--recall",
@@ -148,7 +155,9 @@ def _made(args: Namespace, bundle: Bundle) -> dict[str, Any]:
     else:
         queries = sampled(bundle, encoder, args.queries, args.seed, args.threads)
     vectors = item_rows(float_vectors(encoder), encoder.item_bias)
-    rows = query_rows(queries.embeddings, encoder.item_bias)
+    # Of several interests a user each is a query of its own, as it is when it is served.
+    each = queries.embeddings.reshape(-1, queries.embeddings.shape[-1])
+    rows = query_rows(each, encoder.item_bias)
     say(f"measuring on {queries.source}", quiet=args.json)
     index, result = (
         _chosen(args, vectors, rows) if args.kind == "auto" else _given(args, vectors, rows)
@@ -270,6 +279,10 @@ def _check(args: Namespace) -> None:
         raise InputError(f"--recall: expected above 0 and at most 1, found {args.recall:g}")
     if args.budget is not None and args.budget <= 0:
         raise InputError(f"--budget: must be above 0, found {args.budget:g}")
+    if args.dtype is not None:
+        if args.kind != "exact":
+            raise InputError("--dtype: belongs to --kind exact; give that too, or leave it out")
+        args.option = [*(args.option or ()), ("dtype", args.dtype)]
     if args.kind == "auto":
         if args.option:
             raise InputError("--option: belongs to one kind; give --kind too")

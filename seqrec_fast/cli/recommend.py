@@ -16,7 +16,12 @@ from seqrec_fast.cli.console import (
     table,
     whole_number,
 )
-from seqrec_fast.cli.rule_options import add_rule_arguments, read_limits, read_where
+from seqrec_fast.cli.rule_options import (
+    add_diversity_argument,
+    add_rule_arguments,
+    read_limits,
+    read_where,
+)
 from seqrec_fast.errors import InputError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -49,6 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--allow", metavar="IDS", help="only these: a,b,c or @FILE, one id a line")
     parser.add_argument("--deny", metavar="IDS", help="never these: a,b,c or @FILE, one id a line")
     add_rule_arguments(parser)
+    add_diversity_argument(parser)
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="(default: all cores)")
     parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
@@ -80,6 +86,7 @@ def run(args: Namespace) -> int:
         deny=deny,
         where=where,
         limit=limit,
+        diversity=args.diversity,
     )[0]
     rows: list[dict[str, Any]] = [
         {"rank": rank, "item": item, "title": title, "score": score}

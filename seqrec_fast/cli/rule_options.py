@@ -7,9 +7,10 @@ import re
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
+from seqrec_fast.cli.console import number
 from seqrec_fast.errors import InputError
 
-__all__ = ["add_rule_arguments", "read_limits", "read_where"]
+__all__ = ["add_diversity_argument", "add_rule_arguments", "read_limits", "read_where"]
 
 _FORM = re.compile(r"(.+?)(!=|>=|<=|=)(.*)", re.DOTALL)
 
@@ -34,6 +35,18 @@ def add_rule_arguments(parser: ArgumentParser) -> None:
         action="append",
         metavar="COLUMN=TEXT",
         help="what stands between the tags of a text column in --where (default: |)",
+    )
+
+
+def add_diversity_argument(parser: ArgumentParser) -> None:
+    """Adds ``--diversity``."""
+    parser.add_argument(
+        "--diversity",
+        type=number,
+        default=0.0,
+        metavar="WEIGHT",
+        help="of models of several interests: above 0, all interests have a part in the list "
+        "(default: 0)",
     )
 
 

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seqrec_fast._pictures import new_figure, png
 from seqrec_fast.cli.console import table
-from seqrec_fast.errors import MissingExtraError
 
 __all__ = ["trade_picture", "trade_table"]
 
@@ -49,13 +48,7 @@ def trade_picture(trials: Sequence[Mapping[str, Any]], k: int, target: float, ti
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "matplotlib is not installed, the picture needs it; pip install 'seqrec-fast[train]'"
-        ) from error
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    figure = new_figure("the picture", 7.0, 4.6)
     plot = figure.subplots()
     for place, one in enumerate(trials):
         colour = _COLOURS[place % len(_COLOURS)]
@@ -78,9 +71,7 @@ def trade_picture(trials: Sequence[Mapping[str, Any]], k: int, target: float, ti
     plot.set_title(title)
     plot.grid(alpha=0.25, which="both")
     plot.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _options(one: Mapping[str, Any]) -> str:

@@ -82,8 +82,8 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes |= {
             "interest_head.hidden.weight": (4 * interests, dim),
             "interest_head.hidden.bias": (4 * interests,),
-            "interest_head.scores.weight": (interests, 4 * interests),
-            "interest_head.projection": (interests, dim, dim),
+            "interest_head.scores.weight": (interests - 1, 4 * interests),
+            "interest_head.gain": (interests - 1, dim),
         }
     for name, shape in linears.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from seqrec_fast._arguments import MOST_PLACES
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.engine.followers import Followers
 from seqrec_fast.engine.precision import Weights
+from seqrec_fast.engine.ranking import rank_users
 from seqrec_fast.engine.recommendation import Recommendation, answers, told
 from seqrec_fast.engine.requests import (
     Filter,
@@ -36,7 +38,7 @@ from seqrec_fast.engine.requests import (
     whole_number,
 )
 from seqrec_fast.engine.rules import rank_limited, read_limit, with_where
-from seqrec_fast.engine.selection import best_scores, common_mask, most_similar, select_for_all
+from seqrec_fast.engine.selection import best_scores, most_similar
 from seqrec_fast.engine.served import ServedModel, Source, checked_form, open_model
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
@@ -166,7 +168,7 @@ class Recommender:
         parsed = parse_histories(histories, model.items)
         users = len(parsed.known)
         allowed = with_where(model, parse_filter("allow", allow, users, model.items), where, users)
-        limits = read_limit(model, limit)
+        limits = read_limit(model, limit, spread)
         denied = parse_filter("deny", deny, users, model.items)
         answers: list[Recommendation] = []
         for begin in range(0, users, _USERS_AT_ONCE):
@@ -182,6 +184,8 @@ class Recommender:
         exclude_seen: bool = True,
         *,
         blocked: NDArray[Any] | None = None,
+        limit: Mapping[str, int] | None = None,
+        diversity: float = 0.0,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best items for each user, by item index: no raw ids, no objects, one array each.
 
@@ -191,6 +195,8 @@ class Recommender:
             k: how many items; may exceed the number of items.
             exclude_seen: as in :meth:`recommend`.
             blocked: bool ``[num_items]``, true for the items that nobody may get.
+            limit: as in :meth:`recommend`.
+            diversity: as there.
 
         Returns:
             Scores float32 ``[users, k]``, descending, and indices int64 ``[users, k]``; minus
@@ -208,6 +214,8 @@ class Recommender:
                 f"k: {len(known)} users with {shown(wanted)} places each fit no memory; ask for "
                 f"fewer"
             )
+        spread = read_diversity(diversity, model.encoder.interests)
+        limits = read_limit(model, limit, spread)
         denied = _NO_FILTER if blocked is None else blocked_items(blocked, items)
         scores = np.full((len(known), wanted), -np.inf, dtype=np.float32)
         ids = np.full((len(known), wanted), -1, dtype=np.int64)
@@ -215,9 +223,8 @@ class Recommender:
         for begin in range(0, len(known), _USERS_AT_ONCE):
             rows = np.arange(begin, min(begin + _USERS_AT_ONCE, len(known)))
             part = known.select(rows)
-            scores[rows, :count], ids[rows, :count] = self._rank(
-                model, part, count, bool(exclude_seen), _NO_FILTER, denied, rows
-            )
+            asked = model, part, count, bool(exclude_seen), _NO_FILTER, denied, rows
+            scores[rows, :count], ids[rows, :count] = self._ranked(*asked, limits, spread)
         return scores, ids
 
     def similar_items(self, item: Any, k: int = 10) -> Recommendation:
@@ -456,14 +463,10 @@ class Recommender:
         """Recommendations of some users of a request."""
         known = histories.known.select(rows)
         asked = model, known, k, exclude_seen, allowed, denied, rows
-        if limits and diversity:
-            raise InputError("limit: does not combine with diversity; give one of them")
-        scores, ids = (
-            rank_limited(self._rank, *asked, limits) if limits else self._rank(*asked, diversity)
-        )
+        scores, ids = self._ranked(*asked, limits, diversity)
         return told(model, histories, rows, scores, ids, (allowed, denied))
 
-    def _rank(
+    def _ranked(
         self,
         model: ServedModel,
         known: JaggedBatch[Any],
@@ -472,24 +475,11 @@ class Recommender:
         allowed: Filter,
         denied: Filter,
         rows: NDArray[np.int64],
-        diversity: float = 0.0,
+        limits: Limits | None,
+        diversity: float,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and item indices ``[users, k]``; ``rows`` are the users' places in the request."""
-        has_history = known.lengths > 0
-        threads = self._threads or 0
-        common = allowed.per_user is None and denied.per_user is None and not diversity
-        if common and model.ranker is None and has_history.all():
-            blocked = common_mask(len(model.items), allowed.common, denied.common)
-            values = known.values if exclude_seen else None
-            offsets = known.offsets if exclude_seen else None
-            return model.encoder.engine.recommend(
-                known.values, known.offsets, values, offsets, blocked, k, threads
-            )
-        queries = np.zeros((len(known), *model.encoder.embedding_shape), dtype=np.float32)
-        part = np.flatnonzero(has_history)
-        if len(part):
-            queries[part] = model.encoder.encode(known.select(part), threads=self._threads)
-        seen = known if exclude_seen else None
-        return select_for_all(
-            model, has_history, queries, k, seen, allowed, denied, rows, self._threads, diversity
-        )
+        """The ranking of the users, or under limits the walk down it."""
+        asked = model, known, k, exclude_seen, allowed, denied, rows
+        if limits is None:
+            return rank_users(*asked, self._threads, diversity)
+        return rank_limited(partial(rank_users, threads=self._threads), *asked, limits)

@@ -17,9 +17,10 @@ from seqrec_fast.retrieval.limits import Limits, walk
 from seqrec_fast.retrieval.rules import Rules
 
 if TYPE_CHECKING:
+    from seqrec_fast.engine.recommender import Recommender
     from seqrec_fast.engine.served import ServedModel
 
-__all__ = ["rank_limited", "read_limit", "rules_of", "with_where"]
+__all__ = ["items_where", "rank_limited", "read_limit", "rules_of", "with_where"]
 
 _rules: weakref.WeakKeyDictionary[ServedModel, Rules] = weakref.WeakKeyDictionary()
 _limits: weakref.WeakKeyDictionary[ServedModel, _Limited] = weakref.WeakKeyDictionary()
@@ -76,14 +77,26 @@ def with_where(model: ServedModel, allowed: Filter, where: Any, users: int) -> F
     return Filter(None, found, allowed.unknown)
 
 
-def read_limit(model: ServedModel, limit: Any) -> Limits | None:
+def items_where(recommender: Recommender, where: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Bool ``[items]``: for which items of the model that serves a rule holds.
+
+    Raises:
+        InputError: a rule that does not fit the item table.
+    """
+    return rules_of(recommender._current).mask(where)
+
+
+def read_limit(model: ServedModel, limit: Any, diversity: float = 0.0) -> Limits | None:
     """Checked limits, or ``None``.
 
     Raises:
-        InputError: no mapping of columns of the item table to numbers of at least 1.
+        InputError: no mapping of columns of the item table to numbers of at least 1, or limits
+            beside ``diversity``.
     """
     if limit is None:
         return None
+    if diversity:
+        raise InputError("limit: does not combine with diversity; give one of them")
     last = _limits.get(model)
     asked = dict(limit) if isinstance(limit, Mapping) else {}
     if last is not None and asked and last.asked == asked:
@@ -117,7 +130,7 @@ def rank_limited(
         rows: the users' places in the request.
         limits: what to obey.
     """
-    users = len(denied.unknown)
+    users = int(rows.max()) + 1 if len(rows) else 0
 
     def search(part: NDArray[np.int64], wanted: int, hidden: JaggedBatch[Any]) -> Any:
         lists: list[NDArray[np.int32] | None] = [None] * users

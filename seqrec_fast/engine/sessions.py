@@ -14,8 +14,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +24,10 @@ from seqrec_fast import _C
 from seqrec_fast._files import checked_path, open_plain, write_whole
 from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.engine.requests import Filter, is_list, parse_filter, whole_number
+from seqrec_fast.engine.rules import rank_limited, read_limit, with_where
 from seqrec_fast.engine.selection import select, select_for_all
 from seqrec_fast.engine.session_arguments import item_index, nanoseconds, remembered, user_keys
+from seqrec_fast.engine.session_stats import SessionStats
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -37,38 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["SessionStats", "Sessions"]
 
 _NO_FILTER = Filter(None, None, [()])
-
-
-@dataclass(frozen=True)
-class SessionStats:
-    """Counts of a :class:`Sessions` since it was made or loaded; ``dict(stats)`` is a dictionary.
-
-    Attributes:
-        users: live users now.
-        hits: events and requests of users who were known.
-        misses: events and requests of users who were not.
-        evictions: users dropped because there was no room.
-        expired: users dropped because their time was over.
-        bytes: memory held for all users, with index, keys and what lies free for the next ones.
-        pages: pages of keys and values in use (attention models).
-        observes: events taken in.
-        reencodings: windows that were encoded as a whole.
-        unknown_items: events that were ignored because the model does not know their item.
-    """
-
-    users: int
-    hits: int
-    misses: int
-    evictions: int
-    expired: int
-    bytes: int
-    pages: int
-    observes: int
-    reencodings: int
-    unknown_items: int
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        return iter(asdict(self).items())
 
 
 class _Bound:
@@ -217,6 +186,8 @@ class Sessions:
         exclude_seen: bool = True,
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
+        where: Any = None,
+        limit: Mapping[str, int] | None = None,
     ) -> Recommendation:
         """The best items for a user after the last event that was observed.
 
@@ -226,13 +197,16 @@ class Sessions:
             exclude_seen: leave out the items that are kept of the user (:meth:`history`).
             allow: rank these items only.
             deny: never these; ``deny`` wins over ``allow``.
+            where: a rule over the item table.
+            limit: column → how many items of each of its categories the user may get.
 
         Raises:
             InputError: arguments of another form; the message says which is expected.
         """
         indexed = self._recommender._current.ranker is not None
-        if indexed or allow is not None or deny is not None:
-            return self.recommend_many([user], k, exclude_seen, allow, deny)[0]
+        plain = allow is None and deny is None and where is None and limit is None
+        if indexed or not plain:
+            return self.recommend_many([user], k, exclude_seen, allow, deny, where, limit)[0]
         bound = self._bound
         if bound.model is not self._recommender._current:
             bound = self._follow()
@@ -271,6 +245,8 @@ class Sessions:
         exclude_seen: bool = True,
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
+        where: Any = None,
+        limit: Mapping[str, int] | None = None,
     ) -> list[Recommendation]:
         """:meth:`recommend` for many users at once.
 
@@ -280,6 +256,8 @@ class Sessions:
             exclude_seen: as there.
             allow: ids for all users, or a list of one iterable of ids (or ``None``) a user.
             deny: in the same two forms.
+            where: a rule for all users, or a list of one (or ``None``) a user.
+            limit: as there.
 
         Raises:
             InputError: arguments of another form.
@@ -289,13 +267,28 @@ class Sessions:
         model = bound.model
         count = min(whole_number("k", k), len(model.items))
         allowed = parse_filter("allow", allow, len(keys), model.items)
+        allowed = with_where(model, allowed, where, len(keys))
+        limits = read_limit(model, limit)
         denied = parse_filter("deny", deny, len(keys), model.items)
         flags = known.astype(np.bool_)
-        kept = JaggedBatch(seen, offsets) if seen is not None else None
+        nothing = JaggedBatch.from_lengths(np.empty(0, np.int32), np.zeros(len(keys), np.int64))
+        kept = nothing if seen is None else JaggedBatch(seen, offsets)
         everyone = np.arange(len(keys))
-        scores, ids = select_for_all(
-            model, flags, queries, count, kept, allowed, denied, everyone, self._threads or None
-        )
+
+        def rank(
+            model: ServedModel,
+            kept: JaggedBatch[Any],
+            k: int,
+            _: bool,
+            allowed: Filter,
+            denied: Filter,
+            rows: NDArray[np.int64],
+        ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            asked = kept, allowed, denied, rows, self._threads or None
+            return select_for_all(model, flags[rows], queries[rows], k, *asked)
+
+        asked = model, kept, count, exclude_seen, allowed, denied, everyone
+        scores, ids = rank(*asked) if limits is None else rank_limited(rank, *asked, limits)
         return [
             Recommendation.of(
                 model,

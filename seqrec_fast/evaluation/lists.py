@@ -17,6 +17,7 @@ from seqrec_fast.evaluation.metrics import (
     metrics_from_ranks,
     novelty,
 )
+from seqrec_fast.evaluation.ranking import checked_mask
 
 if TYPE_CHECKING:
     from seqrec_fast.data import Holdout
@@ -58,6 +59,7 @@ def evaluate_lists(
     items: int,
     k: int | Sequence[int] = (5, 10, 20),
     popularity: ArrayLike | None = None,
+    blocked: ArrayLike | None = None,
     protocol: str = "",
 ) -> Metrics:
     """Figures of lists, as :func:`seqrec_fast.evaluation.evaluate` has them of full scores.
@@ -73,6 +75,7 @@ def evaluate_lists(
         items: size of the catalogue.
         k: cut-offs.
         popularity: number of training events of each item, for the novelty.
+        blocked: as in :func:`seqrec_fast.evaluation.evaluate`; the lists hold none of them.
         protocol: names what was done.
 
     Raises:
@@ -86,9 +89,10 @@ def evaluate_lists(
     ranks = ranks_in_lists(scores, ids, holdout)
     values = metrics_from_ranks(ranks, holdout.targets.offsets, cutoffs)
     del values["MRR"]
+    hidden = checked_mask(blocked, items)
     counted = np.flatnonzero(np.diff(holdout.targets.offsets))
     for cutoff in cutoffs:
-        values[f"Coverage@{cutoff}"] = coverage(ids[counted, :cutoff], items)
+        values[f"Coverage@{cutoff}"] = coverage(ids[counted, :cutoff], items, hidden)
         if popularity is not None:
             values[f"Novelty@{cutoff}"] = novelty(ids[counted, :cutoff], popularity)
     return Metrics(values, len(counted), protocol)

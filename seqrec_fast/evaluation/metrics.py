@@ -147,16 +147,19 @@ def metrics_from_ranks(
     return values
 
 
-def coverage(lists: NDArray[np.int64], items: int) -> float:
+def coverage(
+    lists: NDArray[np.int64], items: int, blocked: NDArray[np.bool_] | None = None
+) -> float:
     """Share of the catalogue that is in at least one list.
 
     Args:
         lists: int64 ``[users, k]`` item indices, -1 where there is none.
         items: size of the catalogue.
+        blocked: bool ``[items]``, true for what nobody may get: no part of the catalogue then.
     """
     found = np.zeros(items, dtype=np.bool_)
     found[lists[lists >= 0]] = True
-    return float(found.mean())
+    return float(found.mean() if blocked is None else found[~blocked].mean())
 
 
 def novelty(lists: NDArray[np.int64], popularity: ArrayLike) -> float:

@@ -17,7 +17,7 @@ from seqrec_fast.evaluation.metrics import (
     metrics_from_ranks,
     novelty,
 )
-from seqrec_fast.evaluation.ranking import checked_scorer, rank_targets
+from seqrec_fast.evaluation.ranking import checked_mask, checked_scorer, rank_targets
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.native import score_topk
 from seqrec_fast.retrieval import Found
@@ -52,6 +52,7 @@ def evaluate(
     k: int | Sequence[int] = (5, 10, 20),
     popularity: ArrayLike | None,
     exclude_seen: bool = True,
+    blocked: ArrayLike | None = None,
     protocol: str = "",
     threads: int | None = None,
 ) -> Metrics:
@@ -67,6 +68,9 @@ def evaluate(
         popularity: number of training events of each item, for the novelty; ``None`` leaves the
             novelty out.
         exclude_seen: mask the whole history of a user with minus infinity.
+        blocked: bool ``[items]``, true for items that nobody may get, such as those that were
+            removed from the catalogue: they are not ranked. A target among them is a miss unless
+            there are hardly any items.
         protocol: what the split decides, see :func:`describe_protocol`; the rest is added here.
         threads: cores to use; ``None`` takes all that this process may use.
 
@@ -85,12 +89,15 @@ def evaluate(
             f"{np.shape(popularity)}"
         )
     seen = holdout.histories if exclude_seen else None
-    ranks = rank_targets(q, x, b, targets=holdout.targets, seen=seen, threads=threads)
+    hidden = checked_mask(blocked, len(x))
+    ranks = rank_targets(
+        q, x, b, targets=holdout.targets, seen=seen, blocked=hidden, threads=threads
+    )
     values = metrics_from_ranks(ranks, holdout.targets.offsets, cutoffs)
     counted = np.flatnonzero(np.diff(holdout.targets.offsets))
-    lists = _top_lists(q, x, b, holdout, counted, max(cutoffs), exclude_seen, threads)
+    lists = _top_lists(q, x, b, holdout, counted, max(cutoffs), exclude_seen, hidden, threads)
     for cutoff in cutoffs:
-        values[f"Coverage@{cutoff}"] = coverage(lists[:, :cutoff], len(x))
+        values[f"Coverage@{cutoff}"] = coverage(lists[:, :cutoff], len(x), hidden)
         if popularity is not None:
             values[f"Novelty@{cutoff}"] = novelty(lists[:, :cutoff], popularity)
     parts = [protocol] if protocol else []
@@ -104,6 +111,7 @@ def evaluate_popularity(
     *,
     k: int | Sequence[int] = (5, 10, 20),
     exclude_seen: bool = True,
+    blocked: ArrayLike | None = None,
     protocol: str = "",
     threads: int | None = None,
 ) -> Metrics:
@@ -117,6 +125,7 @@ def evaluate_popularity(
         popularity: ``[items]`` number of *training* events of each item.
         k: cut-offs.
         exclude_seen: mask the whole history of a user.
+        blocked: as in :func:`evaluate`.
         protocol: as in :func:`evaluate`.
         threads: as in :func:`evaluate`.
     """
@@ -134,6 +143,7 @@ def evaluate_popularity(
         k=k,
         popularity=counts,
         exclude_seen=exclude_seen,
+        blocked=blocked,
         protocol=protocol,
         threads=threads,
     )
@@ -147,6 +157,7 @@ def _top_lists(
     users: NDArray[np.int64],
     k: int,
     exclude_seen: bool,
+    blocked: NDArray[np.bool_] | None,
     threads: int | None,
 ) -> NDArray[np.int64]:
     """int64 ``[users, k]``: the items that would be shown, -1 where there is none."""
@@ -154,7 +165,9 @@ def _top_lists(
     best = min(k, len(items))
 
     def search(rows: NDArray[np.float32], hidden: JaggedBatch[Any] | None) -> Found:
-        return Found(*score_topk(rows, items, best, bias=bias, seen=hidden, threads=threads))
+        return Found(
+            *score_topk(rows, items, best, bias=bias, seen=hidden, blocked=blocked, threads=threads)
+        )
 
     if queries.ndim == 3:
         return best_of_interests(queries[users], best, seen, search)[1]

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
-__all__ = ["checked_scorer", "rank_targets"]
+__all__ = ["checked_mask", "checked_scorer", "rank_targets"]
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -34,14 +34,15 @@ def rank_targets(
     *,
     targets: JaggedBatch[Any],
     seen: JaggedBatch[Any] | None = None,
+    blocked: ArrayLike | None = None,
     threads: int | None = None,
 ) -> Int:
     """Ranks every target among all items by ``queries @ items.T + bias``.
 
     The rank of a target is 1 + the number of other items whose score is at least the target's: an
     item that ties with the target counts as ranked before it, and so does an item whose score is
-    not a number. Seen items get the score minus infinity. A target that is itself seen therefore
-    has the last rank, ``items``. Other targets of the same user stay in the ranking.
+    not a number. Seen and blocked items get the score minus infinity. A target that is one of them
+    therefore has the last rank, ``items``. Other targets of the same user stay in the ranking.
 
     Args:
         queries: float32 ``[users, dim]``, one vector a user; or ``[users, interests, dim]``: the
@@ -50,6 +51,7 @@ def rank_targets(
         bias: float32 ``[items]``, added to the scores.
         targets: item indices to be ranked, one row a user (a row may hold several, or none).
         seen: item indices to be masked, one row a user; ``None`` masks nothing.
+        blocked: bool ``[items]``, true for the items to be masked for all users.
         threads: workers for the counting; ``None`` takes the cores this process may use. The
             matrix product itself runs on the threads of numpy's BLAS.
 
@@ -66,6 +68,7 @@ def rank_targets(
         seen_values, seen_offsets = np.empty(0, np.int64), np.zeros(len(q) + 1, np.int64)
     else:
         seen_values, seen_offsets = _checked_rows("seen", seen, len(q), len(x))
+    hidden = checked_mask(blocked, len(x))
     workers = _workers(threads)
     ranks = np.empty(len(target_values), dtype=np.int64)
     # A chunk holds whole users; only a catalogue too large for one user's row is cut as well.
@@ -87,6 +90,7 @@ def rank_targets(
                 seen_offsets[begin : end + 1] - seen_offsets[begin],
                 width,
                 buffer,
+                hidden,
             )
             ranks[target_offsets[begin] : target_offsets[end]] = chunk.ranks(pool, workers, begin)
     return ranks
@@ -106,13 +110,14 @@ class _Chunk:
         seen_offsets: Int,
         width: int,
         buffer: Float,
+        blocked: NDArray[np.bool_] | None,
     ) -> None:
         self.queries, self.items, self.bias = queries, items, bias
         self.targets, self.target_offsets = targets, target_offsets
         self.target_rows = np.repeat(np.arange(len(queries)), np.diff(target_offsets))
         self.seen = seen
         self.seen_rows = np.repeat(np.arange(len(queries)), np.diff(seen_offsets))
-        self.width, self.buffer = width, buffer
+        self.width, self.buffer, self.blocked = width, buffer, blocked
 
     def ranks(self, pool: ThreadPoolExecutor, workers: int, first_user: int) -> Int:
         """int64, aligned with the targets of this chunk."""
@@ -131,7 +136,7 @@ class _Chunk:
         return len(self.items) - below
 
     def _blocks(self) -> Iterator[tuple[int, Float]]:
-        """Yields (first item, scores ``[users, block]`` with the seen items at minus infinity)."""
+        """Yields (first item, scores ``[users, block]``), masked items at minus infinity."""
         for begin in range(0, len(self.items), self.width):
             end = min(begin + self.width, len(self.items))
             queries = self.queries.reshape(-1, self.queries.shape[-1])
@@ -147,6 +152,8 @@ class _Chunk:
                     scores += self.bias[begin:end]
             here = (self.seen >= begin) & (self.seen < end)
             scores[self.seen_rows[here], self.seen[here] - begin] = -np.inf
+            if self.blocked is not None:
+                scores[:, self.blocked[begin:end]] = -np.inf
             yield begin, scores
 
     def _checked(self, goal: Float, first_user: int) -> Float:
@@ -225,6 +232,24 @@ def checked_scorer(
         at = int(np.flatnonzero(~np.isfinite(b))[0])
         raise InputError(f"bias: the entry of item {at} is {b[at]}; the model did not train")
     return q, x, b
+
+
+def checked_mask(blocked: ArrayLike | None, items: int) -> NDArray[np.bool_] | None:
+    """Checks a mask of the items that nobody may get.
+
+    Raises:
+        InputError: another type or shape, or it leaves nothing.
+    """
+    if blocked is None:
+        return None
+    mask = np.asarray(blocked)
+    if mask.dtype != np.bool_ or mask.shape != (items,):
+        raise InputError(
+            f"blocked: expected bool of shape ({items},), found {mask.dtype} of shape {mask.shape}"
+        )
+    if mask.all():
+        raise InputError("blocked: leaves no item to be ranked; allow one at least")
+    return mask
 
 
 def _matrix(name: str, given: ArrayLike) -> Float:

@@ -3,8 +3,9 @@
 
 The attention is that of ComiRec-SA (Cen et al. 2020, arXiv:2005.09347): interest ``k`` weighs the
 items ``e`` of a history by ``softmax(W2[k] . tanh(W1 e + b1))``. Here it is causal, so that every
-event of a training window has the interests of the events up to it, and what it finds is added to
-the encoder's own embedding, so that no interest forgets the order of the events.
+event of a training window has the interests of the events up to it. The first interest is the
+encoder's own embedding; each further one adds to it what its attention finds, each number times a
+gain of its own: so few parameters cannot learn the training events by heart.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._rows import token_positions
 
 __all__ = ["InterestHead"]
 
@@ -24,12 +26,13 @@ _MOST = 20.0
 class InterestHead(torch.nn.Module):
     """From an embedding a token to ``interests`` embeddings a token.
 
-    ``out[t, k] = hidden[t] + P[k] sum_s a[s, k] e[s] / sum_s a[s, k]`` with
-    ``a[s, k] = exp(W2[k] . tanh(W1 e[s] + b1))`` and the sums over ``s <= t`` in the row of ``t``.
+    ``out[t, 0] = hidden[t]`` and ``out[t, k] = hidden[t] + g[k] * sum_s a[s, k] e[s] / sum_s
+    a[s, k]`` with ``a[s, k] = exp(W2[k] . tanh(W1 e[s] + b1))``, the sums over ``s <= t`` in the row
+    of ``t``, the product with the gains ``g[k]`` number by number.
 
-    Parameters ``hidden.weight [width, dim]``, ``hidden.bias [width]`` (W1, b1),
-    ``scores.weight [interests, width]`` (W2), ``projection [interests, dim, dim]`` (P). Each
-    interest has a projection of its own, so that a history of one event has several interests too.
+    Parameters ``hidden.weight [width, dim]``, ``hidden.bias [width]`` (W1, b1), ``scores.weight
+    [interests - 1, width]`` (W2), ``gain [interests - 1, dim]`` (g), with ``width`` four times the
+    number of interests. Gains begin at 0: training starts from the model of one interest.
 
     Args:
         dim: width of embeddings and items.
@@ -49,12 +52,11 @@ class InterestHead(torch.nn.Module):
         self.item_dropout = torch.nn.Dropout(item_dropout)
         width = 4 * interests
         self.hidden = torch.nn.Linear(dim, width)
-        self.scores = torch.nn.Linear(width, interests, bias=False)
-        self.projection = torch.nn.Parameter(torch.empty(interests, dim, dim))
-        # Interests differ from the first step on; else all of them would learn the same.
+        self.scores = torch.nn.Linear(width, interests - 1, bias=False)
+        self.gain = torch.nn.Parameter(torch.zeros(interests - 1, dim))
+        # Attentions differ from the first step on; else all of them would learn the same.
         torch.nn.init.normal_(self.hidden.weight, std=2.0)
         torch.nn.init.normal_(self.scores.weight, std=0.5)
-        torch.nn.init.normal_(self.projection, std=0.02)
 
     def forward(self, hidden: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
         """Interests after every event.
@@ -74,7 +76,8 @@ class InterestHead(torch.nn.Module):
         terms = torch.cat([items, items.new_ones(len(items), 1)], dim=1)
         sums = _prefix_sums(weights.unsqueeze(2) * terms.unsqueeze(1), offsets)
         pooled = self.dropout(sums[:, :, :-1] / sums[:, :, -1:])
-        return hidden.unsqueeze(1) + torch.einsum("tkd,ked->tke", pooled, self.projection)
+        first = hidden.unsqueeze(1)
+        return torch.cat([first, first + pooled * self.gain], dim=1)
 
 
 def _prefix_sums(values: Tensor, offsets: Tensor) -> Tensor:
@@ -83,6 +86,8 @@ def _prefix_sums(values: Tensor, offsets: Tensor) -> Tensor:
     Rows are laid side by side, padded with zeros: a running sum over all tokens would carry the
     rounding of every row into all that follow.
     """
+    if values.is_cuda:
+        return _doubled_sums(values, token_positions(offsets, len(values)))
     lengths = offsets[1:] - offsets[:-1]
     longest = int(lengths.max()) if len(lengths) else 0
     if longest * len(lengths) == len(values):
@@ -93,3 +98,22 @@ def _prefix_sums(values: Tensor, offsets: Tensor) -> Tensor:
     padded = values.new_zeros(len(lengths), longest, *values.shape[1:])
     padded = padded.index_put((rows, places), values)
     return padded.cumsum(dim=1)[rows, places]
+
+
+def _doubled_sums(values: Tensor, places: Tensor) -> Tensor:
+    """The same sums where the host does not know the lengths of the rows, as on a GPU.
+
+    Each pass adds what twice as many tokens before summed up (Hillis and Steele 1986): as many
+    passes as the number of tokens has bits, none of which looks at a length.
+
+    Args:
+        values: ``[tokens, ...]``.
+        places: int64 ``[tokens]``, the place of each token in its row.
+    """
+    shape = (-1, *(1,) * (values.ndim - 1))
+    step = 1
+    while step < len(values):
+        reached = torch.cat([torch.zeros_like(values[:step]), values[:-step]])
+        values = values + reached * (places >= step).view(shape)
+        step *= 2
+    return values

@@ -3,7 +3,8 @@
 
 What is added or changed lies beside the other items in a small table of its own, which is searched
 as well and merged; it is folded in when it has grown. So a change costs what it changes, not a copy
-of all items or a table of bytes made anew.
+of all items or a table of bytes made anew. A file holds the items as they are searched, the table
+of bytes too, so that nothing is made when it is loaded.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from numpy.typing import NDArray
 
 from seqrec_fast import native
 from seqrec_fast._native_filters import score_topk_filtered
+from seqrec_fast._native_items import LAYOUT
+from seqrec_fast._rounding import bfloat16_bits, round_to_bfloat16
 from seqrec_fast.errors import InputError
 from seqrec_fast.retrieval.filters import Filters
 from seqrec_fast.retrieval.index import Float, Found, Index, Metric, Rows, first_not_finite
 from seqrec_fast.retrieval.options import ExactOptions
 from seqrec_fast.retrieval.parts import filters_at, filters_between, merge, without
 
-__all__ = ["ExactIndex"]
+__all__ = ["ExactIndex", "rounded_rows"]
 
 # An array that has to grow grows by this share, so that adding one by one costs little each.
 _GROWTH = 8
@@ -37,7 +40,7 @@ class _Side(NamedTuple):
 
     Attributes:
         ids: int64 ``[n]``, ascending.
-        items: float32 ``[n, dim]``.
+        items: float32 ``[n, dim]``: numbers that the type of the others can hold.
         moved: bool, true for those of the others that are found here; ``None``: none.
         hidden: the same, and what is removed of the others; ``None``: none.
     """
@@ -54,15 +57,13 @@ class _State(NamedTuple):
     Attributes:
         size: ids that were given out.
         removed: bool ``[size]`` or ``None``.
-        items: float32: the vectors of ids 0 to ``len(items) - 1``, but for those beside.
-        table: the same as bytes, or ``None``.
+        table: the vectors of ids 0 to ``len(table) - 1``, but for those beside.
         side: all others, or ``None`` where there are none.
     """
 
     size: int
     removed: NDArray[np.bool_] | None
-    items: Float
-    table: native.QuantizedItems | None
+    table: native.ItemTable
     side: _Side | None
 
 
@@ -72,26 +73,38 @@ class ExactIndex(Index):
     kind: ClassVar[str] = "exact"
 
     def __init__(
-        self, items: Float, metric: Metric = "ip", options: ExactOptions | None = None
+        self,
+        items: native.ItemTable,
+        metric: Metric = "ip",
+        options: ExactOptions | None = None,
     ) -> None:
-        """Takes checked rows; :func:`seqrec_fast.retrieval.build` checks them."""
-        super().__init__(items.shape[1], metric, Rows(len(items), None, len(items)))
+        """Takes checked rows; :func:`seqrec_fast.retrieval.build` checks them.
+
+        Args:
+            items: float32 rows, of which the table that is searched is made; or that table.
+            metric: ``"ip"`` or ``"cosine"``.
+            options: of the kind.
+        """
         self._options = ExactOptions() if options is None else options
+        table = self._table(items) if isinstance(items, np.ndarray) else items
+        dim = table.shape[1] if isinstance(table, np.ndarray) else table.dim
+        super().__init__(dim, metric, Rows(len(table), None, len(table)))
         # What the items beside lie in; has room at its end.
-        self._room = np.empty(0, np.int64), np.empty((0, items.shape[1]), np.float32)
-        self._current = _State(len(items), None, items, self._table(items), None)
+        self._room = np.empty(0, np.int64), np.empty((0, dim), np.float32)
+        self._current = _State(len(table), None, table, None)
 
     @property
     def exact(self) -> bool:
-        """True."""
-        return True
+        """Whether the vectors are held as they were given: all but ``"bfloat16"``."""
+        return self._options.dtype != "bfloat16"
 
     @property
     def nbytes(self) -> int:
         """Bytes of the vectors, and of the table of bytes where there is one."""
-        state = self._current
-        beside = 0 if state.side is None else state.side.items.nbytes + state.side.ids.nbytes
-        return state.items.nbytes + (0 if state.table is None else state.table.nbytes) + beside
+        table, side = self._current.table, self._current.side
+        beside = 0 if side is None else side.items.nbytes + side.ids.nbytes
+        rows = table.items.nbytes if isinstance(table, native.QuantizedItems) else 0
+        return rows + table.nbytes + beside
 
     def options(self) -> dict[str, Any]:
         """``dtype``."""
@@ -106,24 +119,37 @@ class ExactIndex(Index):
             "dim": dim,
             "size": size,
             "options": options.to_dict(),
+            **({"layout": LAYOUT} if options.dtype == "int8" else {}),
         }
 
     # ---------------------------------------------------------------- private
 
     @classmethod
     def _build(cls, vectors: Float, metric: Metric, options: Mapping[str, Any]) -> ExactIndex:
-        return cls(vectors, metric, ExactOptions(**options))
+        chosen = ExactOptions(**options)
+        if chosen.dtype != "bfloat16":
+            return cls(vectors, metric, chosen)
+        table = native.CompactItems(vectors, "bfloat16")
+        bad = first_not_finite(table.values)
+        if bad is not None:
+            raise _beyond("vectors", bad)
+        return cls(table, metric, chosen)
 
     @classmethod
     def _restore(
         cls, meta: Mapping[str, Any], rows: Rows, tensors: Mapping[str, NDArray[Any]]
     ) -> ExactIndex:
         dim, items = meta["dim"], tensors.get("items")
+        options = ExactOptions(**meta["options"])
+        held = np.dtype(np.uint16 if options.dtype == "bfloat16" else np.float32)
         ids = tensors.get("side.ids", np.empty(0, np.int64))
         beside = tensors.get("side.items", np.empty((0, dim), np.float32))
-        for name, found in (("items", items), ("side.items", beside)):
-            if found is None or found.dtype != np.float32 or found.shape[1:] != (dim,):
-                raise InputError(f"its tensor {name!r} is not float32 [items, {dim}]")
+        for name, found, dtype in (
+            ("items", items, held),
+            ("side.items", beside, np.dtype(np.float32)),
+        ):
+            if found is None or found.dtype != dtype or found.shape[1:] != (dim,):
+                raise InputError(f"its tensor {name!r} is not {dtype} [items, {dim}]")
             bad = first_not_finite(found)
             if bad is not None:
                 raise InputError(f"vector {bad} of its tensor {name!r} is not finite")
@@ -136,18 +162,46 @@ class ExactIndex(Index):
             or not np.array_equal(ids[ids >= len(items)], np.arange(len(items), rows.size))
         ):
             raise InputError(f"its vectors do not fit its {rows.size} ids; it was altered")
-        made = cls(items, meta["metric"], ExactOptions(**meta["options"]))
+        table: native.ItemTable = items
+        stored = tensors.get("table.blocks"), tensors.get("table.bounds")
+        if options.dtype == "bfloat16":
+            table = native.CompactItems.from_arrays(items)
+            beside = rounded_rows("side.items", beside)
+        elif options.dtype == "int8" and meta.get("layout") == LAYOUT and stored[0] is not None:
+            if stored[1] is None:
+                raise InputError("its tensor 'table.bounds' is missing; it was altered")
+            table = native.QuantizedItems.from_arrays(items, stored[0], stored[1])
+        made = cls(table, meta["metric"], options)
         made._put(made._current, ids, beside, rows)
         return made
 
-    def _tensors(self) -> dict[str, NDArray[Any]]:
-        state = self._current
-        if state.side is None:
-            return {"items": state.items}
-        return {"items": state.items, "side.ids": state.side.ids, "side.items": state.side.items}
+    def _meta(self) -> dict[str, Any]:
+        facts = self.facts(self.metric, self.dim, self._rows.size, self._options)
+        return {**super()._meta(), **facts}
 
-    def _table(self, items: Float) -> native.QuantizedItems | None:
-        return native.QuantizedItems(items) if self._options.dtype == "int8" else None
+    def _tensors(self) -> dict[str, NDArray[Any]]:
+        table, side = self._current.table, self._current.side
+        found: dict[str, NDArray[Any]] = {}
+        if isinstance(table, native.QuantizedItems):
+            found["items"] = table.items
+            found["table.blocks"], found["table.bounds"] = table.arrays()
+        else:
+            found["items"] = table if isinstance(table, np.ndarray) else table.values
+        if side is not None:
+            found["side.ids"], found["side.items"] = side.ids, side.items
+        return found
+
+    def _table(self, items: Float) -> native.ItemTable:
+        """What is searched, of vectors that the type can hold."""
+        if self._options.dtype == "int8":
+            return native.QuantizedItems(items)
+        if self._options.dtype == "bfloat16":
+            return native.CompactItems(items, "bfloat16")
+        return items
+
+    def _held(self, vectors: Float) -> Float:
+        """Vectors as they will be searched; refuses those that cannot be held."""
+        return rounded_rows("vectors", vectors) if self._options.dtype == "bfloat16" else vectors
 
     def _state(self) -> _State:
         return self._current
@@ -156,22 +210,34 @@ class ExactIndex(Index):
         self, state: _State, ids: NDArray[np.int64], beside: Float, rows: Rows, fold: bool = False
     ) -> None:
         """Puts the items of ``state`` in place, with others beside them or folded in."""
-        items, table = state.items, state.table
-        if fold and len(ids) and (rows.size <= _SMALL or len(ids) > len(items) // _FOLD_SHARE):
-            whole = np.empty((rows.size, self.dim), dtype=np.float32)
-            whole[: len(items)] = items
-            whole[ids] = beside
-            items, table, ids, beside = whole, self._table(whole), ids[:0], beside[:0]
+        table = state.table
+        if fold and len(ids) and (rows.size <= _SMALL or len(ids) > len(table) // _FOLD_SHARE):
+            table = self._folded(table, ids, beside, rows.size)
+            ids, beside = ids[:0], beside[:0]
         side: _Side | None = None
         if len(ids):
-            removed = None if rows.removed is None else rows.removed[: len(items)]
+            removed = None if rows.removed is None else rows.removed[: len(table)]
             moved: NDArray[np.bool_] | None = None
-            if ids[0] < len(items):
-                moved = np.zeros(len(items), dtype=np.bool_)
-                moved[ids[ids < len(items)]] = True
+            if ids[0] < len(table):
+                moved = np.zeros(len(table), dtype=np.bool_)
+                moved[ids[ids < len(table)]] = True
             side = _Side(ids, beside, moved, _either(moved, removed))
         self._rows = rows
-        self._current = _State(rows.size, rows.removed, items, table, side)
+        self._current = _State(rows.size, rows.removed, table, side)
+
+    def _folded(
+        self, table: native.ItemTable, ids: NDArray[np.int64], beside: Float, size: int
+    ) -> native.ItemTable:
+        """One table of ``size`` items, of which ``ids`` are those beside."""
+        if isinstance(table, native.CompactItems):
+            bits = np.empty((size, self.dim), dtype=np.uint16)
+            bits[: len(table)] = table.values
+            bits[ids] = bfloat16_bits(beside)
+            return native.CompactItems.from_arrays(bits)
+        whole = np.empty((size, self.dim), dtype=np.float32)
+        whole[: len(table)] = table if isinstance(table, np.ndarray) else table.items
+        whole[ids] = beside
+        return self._table(whole)
 
     def _beside(self) -> tuple[NDArray[np.int64], Float]:
         side = self._current.side
@@ -180,6 +246,7 @@ class ExactIndex(Index):
         return side.ids, side.items
 
     def _append(self, vectors: Float, rows: Rows) -> None:
+        vectors = self._held(vectors)
         ids, beside = self._beside()
         count = len(ids) + len(vectors)
         room_ids, room = self._room
@@ -194,6 +261,7 @@ class ExactIndex(Index):
         self._put(self._current, room_ids[:count], room[:count], rows, fold=True)
 
     def _replace(self, ids: NDArray[np.int64], vectors: Float, rows: Rows) -> None:
+        vectors = self._held(vectors)
         # Copies: a search that runs must see the items as they were.
         old, beside = self._beside()
         merged = np.union1d(old, ids)
@@ -207,13 +275,13 @@ class ExactIndex(Index):
 
     def _gather(self, state: _State, ids: NDArray[np.int64]) -> Float:
         if state.side is None:
-            return state.items[ids]
+            return native.item_rows(state.table, ids)
         place = np.searchsorted(state.side.ids, ids)
         place[place == len(state.side.ids)] = 0
         there = state.side.ids[place] == ids
         found: Float = np.empty((len(ids), self.dim), dtype=np.float32)
         found[there] = state.side.items[place[there]]
-        found[~there] = state.items[ids[~there]]
+        found[~there] = native.item_rows(state.table, ids[~there])
         return found
 
     def _search(
@@ -221,18 +289,18 @@ class ExactIndex(Index):
     ) -> Found:
         side = state.side
         if side is None:
-            return _search_rows(state.items, state.table, queries, k, filters, threads)
+            return _search_rows(state.table, queries, k, filters, threads)
         if filters.unfiltered:  # the common case needs no mask made for it
             those = Filters(side.hidden, None, None)
         else:
-            cut = filters_between(filters, 0, len(state.items))
+            cut = filters_between(filters, 0, len(state.table))
             allowed = cut.allowed
             if allowed is not None and side.moved is not None:
                 allowed = without(allowed, side.moved)
             those = Filters(_either(cut.blocked, side.moved), cut.excluded, allowed)
-        found = _search_rows(state.items, state.table, queries, k, those, threads)
+        found = _search_rows(state.table, queries, k, those, threads)
         beside = _search_rows(
-            side.items, None, queries, min(k, len(side.ids)), filters_at(filters, side.ids), threads
+            side.items, queries, min(k, len(side.ids)), filters_at(filters, side.ids), threads
         )
         ids = np.where(beside.ids >= 0, side.ids[beside.ids], -1)
         return merge((found, Found(beside.scores, ids)), k)
@@ -247,23 +315,42 @@ def _either(
 
 
 def _search_rows(
-    items: Float,
-    table: native.QuantizedItems | None,
-    queries: Float,
-    k: int,
-    filters: Filters,
-    threads: int | None,
+    table: native.ItemTable, queries: Float, k: int, filters: Filters, threads: int | None
 ) -> Found:
     """The search of vectors that lie in one piece, whose ids are their places."""
-    whole = items if table is None else table
     return Found(
         *score_topk_filtered(
             queries,
-            whole,
+            table,
             k,
             open=filters.open,
             hidden=filters.hidden,
             allowed=filters.only,
             threads=threads,
         )
+    )
+
+
+def rounded_rows(name: str, vectors: Float, first: int = 0) -> Float:
+    """The nearest vectors of bfloat16 numbers, as float32.
+
+    Args:
+        name: of the vectors, for messages.
+        vectors: float32 ``[rows, dim]``, finite.
+        first: the number of their first row, for messages.
+
+    Raises:
+        InputError: a number that none is near to.
+    """
+    found = round_to_bfloat16(vectors)
+    bad = first_not_finite(found)
+    if bad is not None:
+        raise _beyond(name, first + bad)
+    return found
+
+
+def _beyond(name: str, row: int) -> InputError:
+    return InputError(
+        f"{name}: row {row} holds a number beyond 3.39e38, the largest of bfloat16; scale the "
+        f"vectors or take dtype float32"
     )

@@ -25,6 +25,7 @@ from seqrec_fast.errors import DeviceError, InputError
 from seqrec_fast.retrieval import faiss_library
 from seqrec_fast.retrieval.faiss_index import FaissIndex
 from seqrec_fast.retrieval.faiss_kinds import seeded
+from seqrec_fast.retrieval.faiss_lists import ListsIndex, QuantisedListsIndex
 from seqrec_fast.retrieval.faiss_options import (
     GpuCagraOptions,
     GpuFlatOptions,
@@ -152,19 +153,12 @@ class GpuFlatIndex(_GpuIndex):
         return int(self._structure.ntotal) * self.dim * (2 if self._options.float16 else 4)
 
 
-class GpuIvfIndex(_GpuIndex):
+class GpuIvfIndex(ListsIndex, _GpuIndex):
     """``GpuIndexIVFFlat``: the lists whose centroids are near the query."""
 
     kind: ClassVar[str] = "gpu-ivf"
     on_cpu: ClassVar[str] = "ivf"
     options_class: ClassVar[Any] = GpuIvfOptions
-    _searched: ClassVar[tuple[str, ...]] = ("nprobe",)
-
-    def _smallest(self, items: int) -> int:
-        return int(self._options.lists(items))
-
-    def _follows_size(self) -> bool:
-        return self._options.nlist is None
 
     def _empty(self, lists: int) -> Any:
         config = self._configured("GpuIndexIVFFlatConfig")
@@ -181,7 +175,7 @@ class GpuIvfIndex(_GpuIndex):
         return made
 
     def _probes(self, lists: int) -> int:
-        return min(_MOST, int(self._options.probes(lists)))
+        return min(_MOST, super()._probes(lists))
 
     def _probe(
         self, queries: Float, k: int, blocked: NDArray[np.bool_] | None, threads: int | None
@@ -210,30 +204,13 @@ class GpuIvfIndex(_GpuIndex):
         self._checked(found, "IndexIVFFlat", self.size)
         return self._with_probes(self._copied(found, found.nlist), found.nlist)
 
-    def _facts(self) -> dict[str, Any]:
-        lists = int(self._structure.nlist)
-        return {"nlist": lists, "nprobe": self._probes(lists)}
 
-    def _structure_bytes(self) -> int:
-        made = self._structure
-        return int(made.ntotal * (self._code_bytes() + 8) + made.nlist * self.dim * 4)
-
-    def _code_bytes(self) -> int:
-        return 4 * self.dim
-
-
-class GpuIvfPqIndex(GpuIvfIndex):
+class GpuIvfPqIndex(QuantisedListsIndex, GpuIvfIndex):
     """``GpuIndexIVFPQ``: the same with vectors of a few bytes; the best are ranked again."""
 
     kind: ClassVar[str] = "gpu-ivfpq"
     on_cpu: ClassVar[str] = "ivfpq"
     options_class: ClassVar[Any] = GpuIvfPqOptions
-
-    def _check_options(self) -> None:
-        self._options.parts(self.dim)
-
-    def _smallest(self, items: int) -> int:
-        return max(super()._smallest(items), int(2**self._options.nbits))
 
     def _empty(self, lists: int) -> Any:
         options = self._options
@@ -252,9 +229,6 @@ class GpuIvfPqIndex(GpuIvfIndex):
             lists,
         )
 
-    def _refine(self) -> int:
-        return int(self._options.refine)
-
     def _check_k(self, k: int) -> None:
         super()._check_k(k)
         most = _MOST // max(1, self._options.refine)
@@ -268,9 +242,6 @@ class GpuIvfPqIndex(GpuIvfIndex):
     def _from_file(self, found: Any) -> Any:
         self._checked(found, "IndexIVFPQ", self.size)
         return self._with_probes(self._copied(found, found.nlist), found.nlist)
-
-    def _code_bytes(self) -> int:
-        return int(self._options.parts(self.dim) * self._options.nbits // 8)
 
 
 class GpuCagraIndex(_GpuIndex):

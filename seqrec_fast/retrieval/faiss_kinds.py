@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from seqrec_fast.errors import InputError
 from seqrec_fast.retrieval.faiss_index import FaissIndex
 from seqrec_fast.retrieval.faiss_library import openmp_threads
+from seqrec_fast.retrieval.faiss_lists import ListsIndex, QuantisedListsIndex
 from seqrec_fast.retrieval.faiss_options import FlatOptions, HnswOptions, IvfOptions, IvfPqOptions
 from seqrec_fast.retrieval.index import Float, Found, checked_threads
 
@@ -76,18 +77,11 @@ class FlatIndex(_CpuIndex):
         return int(self._structure.ntotal) * self.dim * 4
 
 
-class IvfIndex(_CpuIndex):
+class IvfIndex(ListsIndex, _CpuIndex):
     """``IndexIVFFlat``: only the lists are looked into whose centroids are near the query."""
 
     kind: ClassVar[str] = "ivf"
     options_class: ClassVar[Any] = IvfOptions
-    _searched: ClassVar[tuple[str, ...]] = ("nprobe",)
-
-    def _smallest(self, items: int) -> int:
-        return int(self._options.lists(items))
-
-    def _follows_size(self) -> bool:
-        return self._options.nlist is None
 
     def _made(self, items: Float) -> Any:
         made = self._empty(self._options.lists(len(items)))
@@ -105,32 +99,18 @@ class IvfIndex(_CpuIndex):
 
     def _parameters(self, blocked: NDArray[np.bool_] | None, k: int) -> Any:
         return self._faiss.SearchParametersIVF(
-            sel=self._selector(blocked), nprobe=self._options.probes(self._structure.nlist)
+            sel=self._selector(blocked), nprobe=self._probes(self._structure.nlist)
         )
-
-    def _facts(self) -> dict[str, Any]:
-        lists = int(self._structure.nlist)
-        return {"nlist": lists, "nprobe": self._options.probes(lists)}
-
-    def _structure_bytes(self) -> int:
-        made = self._structure
-        return int(made.ntotal * (made.code_size + 8) + made.nlist * self.dim * 4)
 
     def _from_file(self, found: Any) -> Any:
         return self._checked(found, "IndexIVFFlat", self._rows.size)
 
 
-class IvfPqIndex(IvfIndex):
+class IvfPqIndex(QuantisedListsIndex, IvfIndex):
     """``IndexIVFPQ``: vectors in the lists are a few bytes long; the best are ranked again."""
 
     kind: ClassVar[str] = "ivfpq"
     options_class: ClassVar[Any] = IvfPqOptions
-
-    def _check_options(self) -> None:
-        self._options.parts(self.dim)
-
-    def _smallest(self, items: int) -> int:
-        return max(super()._smallest(items), int(2**self._options.nbits))
 
     def _empty(self, lists: int) -> Any:
         options = self._options
@@ -142,15 +122,6 @@ class IvfPqIndex(IvfIndex):
             options.nbits,
             self._faiss.METRIC_INNER_PRODUCT,
         )
-
-    def _refine(self) -> int:
-        return int(self._options.refine)
-
-    def _facts(self) -> dict[str, Any]:
-        return {**super()._facts(), "m": self._options.parts(self.dim)}
-
-    def _structure_bytes(self) -> int:
-        return super()._structure_bytes() + int(self.dim * 2**self._options.nbits * 4)
 
     def _from_file(self, found: Any) -> Any:
         return self._checked(found, "IndexIVFPQ", self._rows.size)

@@ -110,7 +110,7 @@ class Index(ABC):
 
     @property
     def exact(self) -> bool:
-        """Whether a search is sure to find the best items."""
+        """Whether a search is sure to find the best items, by the vectors that were given."""
         return False
 
     def describe(self) -> dict[str, Any]:
@@ -422,16 +422,28 @@ def vector_rows(name: str, given: ArrayLike) -> Float:
     return rows
 
 
-def first_not_finite(rows: Float) -> int | None:
-    """The first row that holds NaN or infinity; looks at a bounded part at a time."""
+def first_not_finite(rows: Float | NDArray[np.uint16]) -> int | None:
+    """The first row that holds NaN or infinity; looks at a bounded part at a time.
+
+    Args:
+        rows: ``[rows, dim]``, float32 or the bits of bfloat16 numbers.
+    """
     if len(rows) == 1:  # what a live request is
-        return None if np.isfinite(rows).all() else 0
+        return None if _finite(rows).all() else 0
     step = max(1, 2**18 // max(1, rows.shape[1]))
     for begin in range(0, len(rows), step):
-        finite = np.isfinite(rows[begin : begin + step]).all(axis=1)
+        finite = _finite(rows[begin : begin + step]).all(axis=1)
         if not finite.all():
             return begin + int(np.argmin(finite))
     return None
+
+
+def _finite(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    if rows.dtype == np.uint16:  # the exponent of infinity and NaN has all bits
+        found: NDArray[np.bool_] = (rows & np.uint16(0x7F80)) != 0x7F80
+        return found
+    finite: NDArray[np.bool_] = np.isfinite(rows)
+    return finite
 
 
 def unit_rows(rows: Float) -> Float:

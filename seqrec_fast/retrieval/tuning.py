@@ -195,7 +195,7 @@ def tune(
     race = _Race(vectors, queries, integer("k", k), share, metric, cores, seed)
     if tried is None:
         tried = candidates(len(race.exact), race.k, kinds)
-    if not any(one.kind == "exact" for one in tried):
+    if not any(one.kind == "exact" and one.build.get("dtype") != "bfloat16" for one in tried):
         tried = [Candidate("exact"), *tried]
     for one in tried:
         title = _title(one)

@@ -98,6 +98,7 @@ class AsyncRecommender:
         *,
         where: Mapping[str, Any] | None = None,
         limit: Mapping[str, int] | None = None,
+        diversity: float = 0.0,
         deadline: float | None = None,
     ) -> Recommendation:
         """The best items for one user, as :meth:`Recommender.recommend` gives them.
@@ -110,6 +111,7 @@ class AsyncRecommender:
             deny: never these.
             where: a rule over the item table.
             limit: column → most items of each of its categories.
+            diversity: as in :meth:`Recommender.recommend`.
             deadline: seconds from now after which the answer is of no use.
 
         Raises:
@@ -126,6 +128,7 @@ class AsyncRecommender:
             deny=deny,
             where=where,
             limit=limit,
+            diversity=diversity,
             deadline=deadline,
         )
         return answer.results[0]
@@ -140,6 +143,7 @@ class AsyncRecommender:
         deny: Sequence[Any] | None = None,
         where: Mapping[str, Any] | None = None,
         limit: Mapping[str, int] | None = None,
+        diversity: float = 0.0,
         deadline: float | None = None,
     ) -> asyncio.Future[Answer]:
         """:meth:`recommend` for several users with the same options, telling what it cost.
@@ -151,6 +155,8 @@ class AsyncRecommender:
         request.allow, request.deny = allow, deny
         given = (("where", where), ("limit", limit))
         request.rules = {name: dict(rule) for name, rule in given if rule is not None}
+        if diversity:
+            request.rules["diversity"] = diversity
         filtered = allow is not None or deny is not None
         request.key = (k, bool(exclude_seen), filtered, rules_key(request.rules))
         return self._enter(request, deadline)

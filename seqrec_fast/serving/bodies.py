@@ -18,11 +18,11 @@ import orjson
 from seqrec_fast.engine.recommender import Recommendation
 from seqrec_fast.serving.limits import Limits
 
-__all__ = ["Ask", "Refused", "answer_object", "dump", "parse_ask", "parse_events", "parse_object",
-           "parse_query", "parse_similar"]  # fmt: skip
+__all__ = ["Ask", "Refused", "UserAsk", "answer_object", "dump", "parse_ask", "parse_events",
+           "parse_object", "parse_query", "parse_similar"]  # fmt: skip
 
 _ASK = ("history", "histories", "k", "exclude_seen", "allow", "deny", "where", "limit",
-        "titles", "deadline_ms")  # fmt: skip
+        "diversity", "titles", "deadline_ms")  # fmt: skip
 _SIMILAR = ("item", "k", "titles", "deadline_ms")
 _EVENTS = ("item", "items")
 _ID_TYPES = {str, int}
@@ -58,6 +58,19 @@ class Ask:
     deadline: float | None
     where: dict[str, Any] | None = None
     limit: dict[str, Any] | None = None
+    diversity: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UserAsk:
+    """A checked request for recommendations from a user's state."""
+
+    k: int
+    exclude_seen: bool
+    where: dict[str, Any] | None
+    limit: dict[str, Any] | None
+    titles: bool
+    deadline: float | None
 
 
 def parse_object(body: bytes, known: tuple[str, ...]) -> dict[str, Any]:
@@ -111,6 +124,7 @@ def parse_ask(body: bytes, limits: Limits, default_deadline: float | None) -> As
         parse_deadline(given, default_deadline),
         _columns(given, "where"),
         _columns(given, "limit"),
+        _weight(given, "diversity"),
     )
 
 
@@ -136,14 +150,16 @@ def parse_events(body: bytes, limits: Limits) -> list[Any]:
     return _ids("items", given["items"], limits.history, "send them in several requests")
 
 
-_QUERY = {"k": "a whole number", "exclude_seen": "true or false", "titles": "true or false",
+_QUERY = {"k": "a whole number", "exclude_seen": "true or false",
+          "where": "a JSON object by columns of the items",
+          "limit": "a JSON object by columns of the items", "titles": "true or false",
           "deadline_ms": "milliseconds above 0"}  # fmt: skip
 
 
 def parse_query(
     given: Mapping[str, str], limits: Limits, default_deadline: float | None
-) -> tuple[int, bool, bool, float | None]:
-    """The query of ``GET /users/{user}/recommendations``: k, exclude_seen, titles, deadline."""
+) -> UserAsk:
+    """The query of ``GET /users/{user}/recommendations``."""
     values: dict[str, Any] = {}
     for name, text in given.items():
         if name not in _QUERY:
@@ -151,12 +167,17 @@ def parse_query(
                 422, f"query: unknown parameter {name[:60]!r}; known are {', '.join(_QUERY)}"
             )
         try:
-            values[name] = orjson.loads(text)  # 10, true, 2.5: the values of a body
+            values[name] = orjson.loads(text)  # 10, true, 2.5, {}: the values of a body
         except orjson.JSONDecodeError:
             raise Refused(422, f"{name}: found {text[:60]!r}; give {_QUERY[name]}") from None
-    deadline = parse_deadline(values, default_deadline)
-    exclude_seen, titles = _flag(values, "exclude_seen", True), _flag(values, "titles", False)
-    return _count(values, limits), exclude_seen, titles, deadline
+    return UserAsk(
+        _count(values, limits),
+        _flag(values, "exclude_seen", True),
+        _columns(values, "where"),
+        _columns(values, "limit"),
+        _flag(values, "titles", False),
+        parse_deadline(values, default_deadline),
+    )
 
 
 def parse_deadline(given: Mapping[str, Any], default: float | None) -> float | None:
@@ -208,6 +229,13 @@ def _count(given: Mapping[str, Any], limits: Limits) -> int:
     if type(k) is not int or not 1 <= k <= limits.k:
         raise Refused(422, f"k: found {_shown(k)}; give a whole number from 1 to {limits.k}")
     return k
+
+
+def _weight(given: Mapping[str, Any], name: str) -> float:
+    value: Any = given.get(name, 0.0)
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise Refused(422, f"{name}: found {_shown(value)}; give a number of at least 0")
+    return float(value)
 
 
 def _flag(given: Mapping[str, Any], name: str, default: bool) -> bool:

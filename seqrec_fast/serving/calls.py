@@ -32,7 +32,7 @@ class Request:
         self.call: Callable[[], Any] | None = None
         self.allow: Any = None
         self.deny: Any = None
-        #: where and limit, where there are any
+        #: where, limit and diversity, where there are any
         self.rules: dict[str, Any] = {}
         #: what requests of one native call share: k, exclude_seen, whether there are filters, and
         #: the rules

@@ -108,6 +108,7 @@ class Recommend(Endpoint):
             deny=ask.deny,
             where=ask.where,
             limit=ask.limit,
+            diversity=ask.diversity,
             deadline=ask.deadline,
         )
         if ask.many:
@@ -164,12 +165,16 @@ class UserRecommend(Endpoint):
         service = self.service
         user = _user(scope)
         given = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-        k, exclude_seen, titles, deadline = parse_query(given, service.limits, service.deadline)
+        ask = parse_query(given, service.limits, service.deadline)
         sessions = service.sessions
         found, waited, spent = await _timed(
-            service, lambda: sessions.recommend(user, k, exclude_seen=exclude_seen), deadline
+            service,
+            lambda: sessions.recommend(
+                user, ask.k, ask.exclude_seen, where=ask.where, limit=ask.limit
+            ),
+            ask.deadline,
         )
-        return _one(service.asked(), found, titles, waited, spent)
+        return _one(service.asked(), found, ask.titles, waited, spent)
 
 
 class Forget(Endpoint):

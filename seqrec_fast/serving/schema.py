@@ -10,6 +10,7 @@ from seqrec_fast.serving.limits import Limits
 __all__ = ["components", "paths"]
 
 _ID = {"oneOf": [{"type": "string"}, {"type": "integer"}], "description": "raw id, as in the log"}
+_OBJECT = {"type": "string", "contentMediaType": "application/json", "description": "as in Ask"}
 _ERRORS = {
     "400": "the body is not JSON",
     "413": "the body is larger than the limit",
@@ -66,6 +67,11 @@ def components(limits: Limits) -> dict[str, Any]:
                     "additionalProperties": {"type": "integer", "minimum": 1},
                     "description": "most items of each category, by column of the item table",
                 },
+                "diversity": {
+                    **{"type": "number", "minimum": 0, "default": 0},
+                    "description": "of models of several interests: what an item gains by being "
+                    "found by an interest that the list has little of",
+                },
                 **option,
             },
             [],
@@ -107,6 +113,7 @@ def paths(limits: Limits, *, sessions: bool, reload: bool) -> dict[str, Any]:
             for name, schema in (
                 ("k", {"type": "integer", "minimum": 1, "maximum": limits.k, "default": 10}),
                 ("exclude_seen", {"type": "boolean", "default": True}),
+                *((name, _OBJECT) for name in ("where", "limit")),
                 ("titles", {"type": "boolean", "default": False}),
                 ("deadline_ms", {"type": "number", "exclusiveMinimum": 0}),
             )

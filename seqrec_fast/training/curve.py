@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-from seqrec_fast.errors import MissingExtraError
+from seqrec_fast._pictures import new_figure, png
 from seqrec_fast.training.progress import EpochRecord
 
 __all__ = ["training_curve"]
@@ -25,17 +24,10 @@ def training_curve(history: Sequence[EpochRecord], title: str) -> bytes:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "matplotlib is not installed, the training curve needs it; "
-            "pip install 'seqrec-fast[train]'"
-        ) from error
     # a run that was stopped in its first epoch has no record: an empty picture
     selected = [r for r in history if r["phase"] == "select"] or list(history)
     epochs = [r["epoch"] for r in selected]
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    figure = new_figure("the training curve", 7.0, 4.2)
     losses = figure.subplots()
     losses.plot(epochs, [r["loss"] for r in selected], color="tab:blue", marker=".")
     losses.set_xlabel("epoch")
@@ -62,6 +54,4 @@ def training_curve(history: Sequence[EpochRecord], title: str) -> bytes:
             ha="center",
             color="tab:red",
         )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return png(figure)

@@ -259,10 +259,15 @@ def test_files_keep_the_rows_of_the_same_machine(tmp_path: Path) -> None:
     report.write_results(tmp_path, "linear", machine, [row_of(ratio=9.0)])
     rows = json.loads((tmp_path / "linear.json").read_text())["rows"]
     assert {(row["case"], row["ratio"]) for row in rows} == {("a", 9.0), ("b", 2.0)}
-    report.write_results(tmp_path, "linear", {**machine, "cpu": "B"}, [row_of()])
-    found = report.read_results(tmp_path, "linear")
-    assert found is not None
-    assert len(found["rows"]) == 1
+    more = {**machine, "versions": {"torch": "1", "faiss-cpu": "2"}}
+    report.write_results(tmp_path, "linear", more, [row_of(case="c")])
+    assert len(json.loads((tmp_path / "linear.json").read_text())["rows"]) == 3
+    for other in ({**more, "cpu": "B"}, {"cpu": "B", "versions": {"torch": "2"}}):
+        report.write_results(tmp_path, "linear", machine, [row_of(case="old"), row_of()])
+        report.write_results(tmp_path, "linear", other, [row_of()])
+        found = report.read_results(tmp_path, "linear")
+        assert found is not None
+        assert len(found["rows"]) == 1
     assert report.read_results(tmp_path, "attention") is None
 
 

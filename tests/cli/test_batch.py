@@ -47,6 +47,31 @@ def test_answers_are_those_of_recommend(world: World, histories: Path) -> None:
         np.testing.assert_allclose(row["scores"], answer.scores, rtol=1e-5)
 
 
+def test_rules_and_limits(world: World, histories: Path) -> None:
+    rec = sf.Recommender.load(world.bundle)
+    column, some = "title", [f"Title, number {number}" for number in range(9)]
+    out = histories.with_name("out.parquet")
+    rule = f"{column}={'|'.join(some)}"
+    arguments = "--where", rule, "--limit", f"{column}=1", "--k", 5
+    done = run("batch", world.bundle, histories, out, *arguments)
+    assert done.code == 0, done.err
+    for row in pq.read_table(out).to_pylist():
+        history = {"a": ["i1", "i2"], "b": [], "c": ["i3"]}[row["user"]]
+        answer = rec.recommend([history], 5, where={column: some}, limit={column: 1})[0]
+        assert row["items"] == answer.items.tolist()
+    for wrong, message in (
+        (("--where", "colour=red"), "column 'colour' is not in the item table"),
+        (("--where", f"{column}=no such title"), "where: leaves no item that could be recommended"),
+        (("--limit", "colour=1"), "column 'colour' is not in the item table"),
+        (("--limit", f"{column}=0"), f"limit: column '{column}' needs a whole number"),
+    ):
+        place = histories.with_name("other.parquet")
+        done = run("batch", world.bundle, histories, place, *wrong)
+        assert done.code == 2
+        assert message in done.err
+        assert not place.exists()
+
+
 def test_a_log_with_filters_as_json(world: World, tmp_path: Path) -> None:
     out, allow, deny = (tmp_path / name for name in ("out.parquet", "allow.txt", "deny.txt"))
     allow.write_text("i1\ni2\n\ni3\nnothing\n", encoding="utf-8")

@@ -7,9 +7,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from seqrec_fast import Recommender, bundle
+from seqrec_fast.data import leave_one_out, prepare, read_log
 from seqrec_fast.data.items import ItemTable
 from tests.cli.refusals import check_refused, snapshot
 from tests.cli.support import ITEMS, World, run
@@ -55,6 +57,43 @@ def test_a_bundle_gets_new_items_and_loses_some(copy: Path, tmp_path: Path) -> N
     assert "removed 2" in done.out
     assert "not known, so not removed: 1 (zz)" in done.out
     assert f"{ITEMS} items, {ITEMS - 2} of them recommended" in done.out
+
+
+def test_evaluate_does_not_rank_removed_items(world: World, copy: Path, tmp_path: Path) -> None:
+    """Its figures are those of the definition, with an index too, and popularity beside them."""
+    gone = tmp_path / "gone.txt"
+    removed = [f"i{n}" for n in range(0, ITEMS, 3)]
+    gone.write_text("\n".join(removed), encoding="utf-8")
+    assert run("index", copy, "--kind", "exact", "--option", "dtype=int8").code == 0
+    before = json.loads(run("evaluate", copy, world.log, "--k", "3,5", "--json").out)
+    assert run("items", copy, "--remove", gone).code == 0
+    done = run("evaluate", copy, world.log, "--k", "3,5", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["items"] == ITEMS - len(removed)
+    assert found["removed"]["items"] == len(removed)
+    served = Recommender.load(copy)
+    split = leave_one_out(prepare(read_log(world.log)))
+    names = split.items.decode(np.arange(len(split.items)))
+    hits, shown = [], set()
+    for history, target in zip(split.test.histories, split.test.targets, strict=True):
+        wanted = names[target].tolist()
+        if not wanted:
+            continue
+        answer = served.recommend([names[history].tolist()], 5)[0].items.tolist()
+        shown.update(answer)
+        hits.append(wanted[0] in answer)
+    assert found["metrics"]["HR@5"] == pytest.approx(np.mean(hits))
+    assert found["metrics"]["Coverage@5"] == pytest.approx(len(shown) / found["items"])
+    assert found["removed"]["targets"] > 0
+    assert found["unknown"]["targets"] == 0
+    assert found["metrics"] != before["metrics"]
+    assert found["popularity"] != before["popularity"]
+    assert found["index"]["recall"] == {"recall@3": 1.0, "recall@5": 1.0}
+    for name, value in found["index"]["metrics"].items():
+        assert value == pytest.approx(found["metrics"][name]), name
+    told = run("evaluate", copy, world.log).out
+    assert f"removed from the catalogue, not ranked: {len(removed)} items" in told
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ void check_head(std::int64_t dim, std::int64_t interests, std::int64_t window, i
   const std::int64_t items = 300, width = 4 * interests, rows = 70;
   const std::vector<float> table = numbers(items * dim, 1, 0.5f);
   const std::vector<float> w1 = numbers(width * dim, 2, 0.3f), b1 = numbers(width, 3, 0.3f);
-  const std::vector<float> w2 = numbers(interests * width, 4, 0.5f);
-  const std::vector<float> projection = numbers(interests * dim * dim, 5, 0.2f);
+  const std::vector<float> w2 = numbers((interests - 1) * width, 4, 0.5f);
+  const std::vector<float> gain = numbers((interests - 1) * dim, 5, 0.5f);
   const std::vector<float> hidden = numbers(rows * dim, 6, 1.0f);
   seqrec::Tensors tensors;
   const auto set = [&](const char* name, const std::vector<float>& data) {
@@ -36,7 +36,7 @@ void check_head(std::int64_t dim, std::int64_t interests, std::int64_t window, i
   set("interest_head.hidden.weight", w1);
   set("interest_head.hidden.bias", b1);
   set("interest_head.scores.weight", w2);
-  set("interest_head.projection", projection);
+  set("interest_head.gain", gain);
   std::mt19937 random(7);
   std::vector<std::int32_t> values;
   std::vector<std::int64_t> offsets{0};
@@ -62,7 +62,7 @@ void check_head(std::int64_t dim, std::int64_t interests, std::int64_t window, i
       for (std::int64_t k = 0; k < interests; ++k) {
         std::vector<double> pooled(static_cast<std::size_t>(dim));
         double mass = 0;
-        for (std::int64_t s = begin; s < end; ++s) {
+        for (std::int64_t s = begin; k > 0 && s < end; ++s) {
           const std::int64_t item = values[static_cast<std::size_t>(s)];
           double logit = 0;
           for (std::int64_t j = 0; j < width; ++j) {
@@ -70,7 +70,7 @@ void check_head(std::int64_t dim, std::int64_t interests, std::int64_t window, i
             for (std::int64_t d = 0; d < dim; ++d) {
               inner += at(w1, j * dim + d) * at(table, item * dim + d);
             }
-            logit += at(w2, k * width + j) * std::tanh(inner);
+            logit += at(w2, (k - 1) * width + j) * std::tanh(inner);
           }
           const double weight = std::exp(std::fmin(std::fmax(logit, -20.0), 20.0));
           mass += weight;
@@ -80,9 +80,8 @@ void check_head(std::int64_t dim, std::int64_t interests, std::int64_t window, i
         }
         for (std::int64_t e = 0; e < dim; ++e) {
           double want = at(hidden, row * dim + e);
-          for (std::int64_t d = 0; d < dim; ++d) {
-            want += at(projection, (k * dim + e) * dim + d) * pooled[static_cast<std::size_t>(d)] /
-                    mass;
+          if (k > 0) {
+            want += at(gain, (k - 1) * dim + e) * pooled[static_cast<std::size_t>(e)] / mass;
           }
           const double found = at(out, (row * interests + k) * dim + e);
           CHECK(std::fabs(found - want) <= 1e-5, "%s %ld %ld %ld: %g, not %g", kernels->name, row,

@@ -57,8 +57,7 @@ class ReferenceEncoder:
         logits = np.clip(inner @ self.w["interest_head.scores.weight"].T, -20, 20)
         weights = np.exp(logits - logits.max(axis=0))
         pooled = (weights / weights.sum(axis=0)).T @ vectors
-        projected = np.einsum("ked,kd->ke", self.w["interest_head.projection"], pooled)
-        return hidden + projected
+        return np.concatenate([hidden[None], hidden + self.w["interest_head.gain"] * pooled])
 
     def _last(self, items: Array) -> Array:
         if self.config["model"] == "sasrec":

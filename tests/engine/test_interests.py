@@ -127,6 +127,19 @@ def test_diversity_is_that_of_retrieval() -> None:
     assert found[1].fallback == "popularity"
 
 
+def test_diversity_of_arrays() -> None:
+    rec = SERVED["gru"]
+    known = JaggedBatch.from_lists([[1, 2, 3], [], [9] * 7], dtype=np.int32)
+    _, ids = rec.recommend_arrays(known, 6, diversity=5.0)
+    expected = rec.recommend([["i1", "i2", "i3"], [], ["i9"] * 7], 6, diversity=5.0)
+    for one, other in zip(ids, expected, strict=True):
+        assert [f"i{n}" for n in one] == other.items.tolist()
+    with pytest.raises(InputError, match="limit: does not combine with diversity"):
+        rec.recommend_arrays(known, 6, diversity=5.0, limit={"title": 1})
+    with pytest.raises(InputError, match="diversity: expected a number of at least 0"):
+        rec.recommend_arrays(known, 6, diversity=-1.0)
+
+
 @pytest.mark.parametrize("diversity", [-1, float("nan"), float("inf"), "much", True])
 def test_wrong_diversity_is_named(diversity: Any) -> None:
     with pytest.raises(InputError, match="diversity: expected a number of at least 0"):
@@ -150,8 +163,8 @@ def test_compact_tables_serve_interests(weights: Any) -> None:
     found = Recommender(content, weights=weights).embed([["i1", "i2"]])
     rounded = {**content.tensors, **apply_weights(content.tensors, weights)}
     if weights == "bfloat16":
-        name = "interest_head.projection"
-        assert (rounded[name] != content.tensors[name]).any(), "all matrices of a stack as well"
+        name = "interest_head.hidden.weight"
+        assert (rounded[name] != content.tensors[name]).any()
     exact = ReferenceEncoder(content.config, rounded).encode(JaggedBatch.from_lists([[1, 2]]))
     np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
 
@@ -165,6 +178,6 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_tensors_of_the_head_are_checked() -> None:
     content = make_bundle("gru", interests=2)
-    del content.tensors["interest_head.projection"]
-    with pytest.raises(BundleError, match=r"'interest_head\.projection' is missing"):
+    del content.tensors["interest_head.gain"]
+    with pytest.raises(BundleError, match=r"'interest_head\.gain' is missing"):
         Recommender(content)

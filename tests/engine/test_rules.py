@@ -12,6 +12,7 @@ import pytest
 from seqrec_fast.data.items import ItemTable
 from seqrec_fast.engine import Recommender
 from seqrec_fast.errors import InputError
+from seqrec_fast.jagged import JaggedBatch
 from tests.engine.conftest import ITEMS, make_bundle
 
 RNG = np.random.default_rng(3)
@@ -80,6 +81,63 @@ def test_limit(filters: dict[str, Any], exclude_seen: bool) -> None:
                 if not full and len(expected) < k:
                     expected.append(item)
             assert one.items.tolist() == expected
+
+
+def with_sessions(rec: Recommender) -> Any:
+    """Sessions in which the users 0, 1, 2 have the histories; 1 is unknown."""
+    sessions = rec.sessions(capacity=10)
+    for user, history in enumerate(HISTORIES):
+        sessions.observe_many([user] * len(history), history)
+    return sessions
+
+
+@pytest.mark.parametrize("model", ["sasrec", "gru"])
+def test_sessions_answer_as_the_recommender(model: str) -> None:
+    rec = recommender(model)
+    sessions = with_sessions(rec)
+    for arguments in (
+        {"where": {"brand": ["b1", "b3"]}},
+        {"where": [{"brand": "b1"}, None, {"year": {"min": 1990}}], "deny": ["i2", "i3"]},
+        {"limit": {"brand": 2}},
+        {"limit": {"brand": 1}, "where": {"year": {"max": 1995}}, "deny": [["i2"], None, ["i4"]]},
+        {"limit": {"brand": 1}, "allow": [None, ["i1", "i2"], [f"i{n}" for n in range(20)]]},
+        {"limit": {"brand": 3}, "exclude_seen": False},
+    ):
+        expected = rec.recommend(HISTORIES, 6, **arguments)
+        found = sessions.recommend_many([0, 1, 2], 6, **arguments)
+        for one, other in zip(found, expected, strict=True):
+            assert one.items.tolist() == other.items.tolist()
+            assert one.fallback == other.fallback
+            assert one.unknown_filters == other.unknown_filters
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4, atol=1e-4)
+    one = sessions.recommend(2, 6, where={"brand": "b2"}, limit={"year": 1})
+    other = rec.recommend([HISTORIES[2]], 6, where={"brand": "b2"}, limit={"year": 1})[0]
+    assert one.items.tolist() == other.items.tolist()
+    assert sessions.recommend_many([], 6, where={"brand": "b2"}, limit={"year": 1}) == []
+    for arguments, message in (
+        ({"where": {"colour": "red"}}, "column 'colour' is not in the item table"),
+        ({"where": [{}, {}]}, "where: 2 rules for 1 users"),
+        ({"limit": {"brand": 0}}, "limit: column 'brand' needs a whole number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sessions.recommend(0, 3, **arguments)
+
+
+def test_arrays_obey_limits() -> None:
+    rec = recommender()
+    known = JaggedBatch.from_lists([[1, 5, 9], [], [30]], dtype=np.int32)
+    blocked = np.zeros(ITEMS, np.bool_)
+    blocked[[2, 3]] = True
+    for options in ({}, {"blocked": blocked}):
+        scores, ids = rec.recommend_arrays(known, 8, limit={"brand": 1}, **options)
+        deny = ["i2", "i3"] if options else None
+        expected = rec.recommend(HISTORIES, 8, limit={"brand": 1}, deny=deny)
+        for one, own, other in zip(ids, scores, expected, strict=True):
+            assert [f"i{n}" for n in one[one >= 0]] == other.items.tolist()
+            assert (one[len(other.items) :] == -1).all()
+            assert (own[len(other.items) :] == -np.inf).all()
+    with pytest.raises(InputError, match="limit: expected a mapping"):
+        rec.recommend_arrays(known, 8, limit={})  # type: ignore[arg-type]
 
 
 def test_what_is_refused() -> None:

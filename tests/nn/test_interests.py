@@ -14,7 +14,9 @@ from torch import Tensor
 
 from seqrec_fast import JaggedBatch
 from seqrec_fast.errors import InputError
+from seqrec_fast.nn import interests as interests_module
 from seqrec_fast.nn.interests import InterestHead
+from seqrec_fast.ops import _rows
 
 DIM = 3
 LENGTHS = st.lists(st.integers(0, 9), max_size=6)
@@ -33,7 +35,8 @@ def looped(head: InterestHead, hidden: Tensor, items: Tensor, offsets: list[int]
     out = hidden.new_empty(len(hidden), head.interests, DIM)
     for begin, end in pairwise(offsets):
         for token in range(begin, end):
-            for k in range(head.interests):
+            out[token, 0] = hidden[token]
+            for k in range(head.interests - 1):
                 weights, pooled = 0.0, torch.zeros(DIM, dtype=hidden.dtype)
                 for event in items[begin : token + 1]:
                     inner = torch.tanh(head.hidden.weight @ event + head.hidden.bias)
@@ -41,7 +44,7 @@ def looped(head: InterestHead, hidden: Tensor, items: Tensor, offsets: list[int]
                     weight = math.exp(min(max(logit, -20.0), 20.0))
                     weights += weight
                     pooled = pooled + weight * event
-                out[token, k] = hidden[token] + head.projection[k] @ (pooled / weights)
+                out[token, k + 1] = hidden[token] + head.gain[k] * (pooled / weights)
     return out
 
 
@@ -87,9 +90,14 @@ def test_later_events_and_other_rows_change_nothing(lengths: list[int]) -> None:
 
 
 def test_a_single_event_has_several_interests() -> None:
-    head = InterestHead(DIM, 4)
-    found = head(torch.zeros(1, DIM), torch.ones(1, DIM), torch.tensor([0, 1]))[0]
-    assert torch.pdist(found).min() > 0
+    found = make(4)(torch.zeros(1, DIM).double(), torch.ones(1, DIM).double(), torch.tensor([0, 1]))
+    assert torch.pdist(found[0]).min() > 0
+
+
+def test_training_starts_from_the_model_of_one_interest() -> None:
+    hidden, items = torch.randn(2, 4, DIM).unbind()
+    found = InterestHead(DIM, 3)(hidden, items, torch.tensor([0, 1, 4]))
+    assert (found == hidden.unsqueeze(1)).all()
 
 
 def test_one_interest_needs_no_head() -> None:
@@ -99,10 +107,25 @@ def test_one_interest_needs_no_head() -> None:
 
 def test_dropout_is_of_training_alone() -> None:
     head = InterestHead(DIM, 2, dropout=0.9)
+    torch.nn.init.ones_(head.gain)
     batch = JaggedBatch.from_lists([[0] * 20])
     offsets = torch.from_numpy(batch.offsets)
     arguments = torch.zeros(20, DIM), torch.ones(20, DIM), offsets
-    assert (head(*arguments) == 0).any()
+    assert (head(*arguments)[:, 1:] == 0).any()
     head.eval()
     assert torch.equal(head(*arguments), head(*arguments))
-    assert (head(*arguments) != 0).all()
+    assert (head(*arguments)[:, 1:] != 0).all()
+
+
+@given(lengths=LENGTHS)
+def test_sums_without_lengths_on_the_host_are_the_same(lengths: list[int]) -> None:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    values = torch.randn(sum(lengths), 2, 3, dtype=torch.float64, requires_grad=True)
+    places = _rows.token_positions(offsets, len(values))
+    found = interests_module._doubled_sums(values, places)
+    exact = interests_module._prefix_sums(values, offsets)
+    torch.testing.assert_close(found, exact)
+    upstream = torch.randn_like(values)
+    if len(values):
+        gradients = [torch.autograd.grad(o, values, upstream)[0] for o in (found, exact)]
+        torch.testing.assert_close(gradients[0], gradients[1])

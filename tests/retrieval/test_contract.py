@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from seqrec_fast import retrieval
+from seqrec_fast._rounding import round_to_bfloat16
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 
@@ -19,6 +20,7 @@ from seqrec_fast.jagged import JaggedBatch
 BUILDS: dict[str, dict[str, Any]] = {
     "exact": {"kind": "exact"},
     "exact int8": {"kind": "exact", "dtype": "int8"},
+    "exact bfloat16": {"kind": "exact", "dtype": "bfloat16"},
     "ivf-native": {"kind": "ivf-native", "nlist": 8, "nprobe": 8, "reach": None},
     "sharded": {"kind": "sharded", "shards": 3},
     "sharded int8": {
@@ -39,7 +41,8 @@ if find_spec("faiss"):
 if find_spec("qdrant_client"):
     BUILDS["qdrant"] = {"kind": "qdrant"}
 RNG = np.random.default_rng(0)
-VECTORS = RNG.standard_normal((300, 16)).astype(np.float32)
+# what every kind can hold without rounding
+VECTORS = round_to_bfloat16(RNG.standard_normal((300, 16)).astype(np.float32))
 QUERIES = RNG.standard_normal((7, 16)).astype(np.float32)
 
 
@@ -74,6 +77,9 @@ def test_search(arguments: dict[str, Any], metric: str) -> None:
     rows = VECTORS, QUERIES
     if metric == "cosine":
         rows = tuple(a / np.linalg.norm(a, axis=1, keepdims=True) for a in rows)
+        if arguments.get("dtype") == "bfloat16":
+            rows = index.vectors(np.arange(300)), rows[1]
+            np.testing.assert_allclose(np.linalg.norm(rows[0], axis=1), 1, atol=2**-8)
     found = index.search(QUERIES, 20)
     assert (found.scores.dtype, found.ids.dtype) == (np.float32, np.int64)
     same(found, brute(*rows, 20))
@@ -122,7 +128,7 @@ def test_a_changing_catalogue(arguments: dict[str, Any]) -> None:
     assert (len(index), index.size) == (261 - len(gone), 261)
     same(index.search(QUERIES, 300), brute(whole, QUERIES, 300, hidden[None]))
     changed = np.array([gone[0], 5, 250]) if 5 not in gone else np.array([gone[0]])
-    fresh = RNG.standard_normal((len(changed), 16)).astype(np.float32)
+    fresh = round_to_bfloat16(RNG.standard_normal((len(changed), 16)).astype(np.float32))
     index.update(changed, fresh)
     whole[changed], hidden[changed] = fresh, False
     same(index.search(QUERIES, 300), brute(whole, QUERIES, 300, hidden[None]))

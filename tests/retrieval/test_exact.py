@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec_fast import retrieval
+from seqrec_fast import native, retrieval
+from seqrec_fast._rounding import round_to_bfloat16
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
+from seqrec_fast.retrieval import storage
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.integers(-3, 4, (200, 6)).astype(np.float32)
@@ -145,13 +148,118 @@ def test_a_table_of_bytes_changes_nothing_but_memory(metric: str) -> None:
     assert table.describe()["options"] == {"dtype": "int8"}
 
 
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_bfloat16_finds_what_float32_finds_over_the_rounded_vectors(metric: str) -> None:
+    rng = np.random.default_rng(4)
+    vectors = rng.standard_normal((3000, 20)).astype(np.float32)
+    vectors[::7] = vectors[::7].round(1)  # equal scores
+    queries = rng.standard_normal((20, 20)).astype(np.float32)
+    unit = retrieval.build(vectors, metric=metric).vectors(np.arange(3000))
+    unit_queries = retrieval.build(queries, metric=metric).vectors(np.arange(20))
+    plain = retrieval.build(round_to_bfloat16(unit))  # rounded, and not made of unit length again
+    short = retrieval.build(vectors, metric=metric, dtype="bfloat16")
+    allow = JaggedBatch.from_lists([rng.integers(0, 3000, n) for n in (3, 900, 2900, 0) * 5])
+    exclude = JaggedBatch.from_lists(rng.integers(0, 3000, (20, 50)))
+    for options in ({}, {"exclude": exclude}, {"allow": allow}, {"deny": [1, 2, 3]}):
+        for k in (1, 30, 3100):
+            for a, b in zip(
+                plain.search(unit_queries, k, **options),
+                short.search(queries, k, **options),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(short.vectors([5, 7]), round_to_bfloat16(unit[[5, 7]]))
+    described = short.describe()
+    assert (described["bytes"], described["exact"]) == (3000 * 20 * 2, False)
+    with pytest.raises(InputError, match="it has none that act in a search alone, found dtype"):
+        short.tuned(dtype="float32")
+
+
+def test_what_bfloat16_cannot_hold_is_refused_and_changes_nothing() -> None:
+    large = np.full((2, 6), 3.4e38, np.float32)
+    with pytest.raises(InputError, match=r"^vectors: row 1 holds a number beyond 3\.39e38, the la"):
+        retrieval.build(np.concatenate([VECTORS[:1], large]), dtype="bfloat16")
+    index = retrieval.build(VECTORS, dtype="bfloat16")
+    index.remove([7])
+    before = index.search(QUERIES, 250)
+    for call in (lambda: index.add(large), lambda: index.update([7, 3], large)):
+        with pytest.raises(InputError, match=r"^vectors: row 0 holds a number beyond 3\.39e38"):
+            call()
+    for found, expected_ in zip(index.search(QUERIES, 250), before, strict=True):
+        np.testing.assert_array_equal(found, expected_)
+    assert (index.size, len(index)) == (200, 199)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_table_of_bytes_is_not_made_again(
+    mmap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    for size in (0, 1, 16, 17, 70_001):
+        vectors = rng.standard_normal((size, 20)).astype(np.float32)
+        index = retrieval.build(vectors, dtype="int8")
+        index.save(tmp_path / "index")
+        with monkeypatch.context() as patch:
+            patch.setattr(native.QuantizedItems, "__init__", None)
+            again = retrieval.load(tmp_path / "index", mmap=mmap)
+        assert again.describe() == index.describe()
+        queries = rng.standard_normal((3, 20)).astype(np.float32)
+        for found, expected_ in zip(
+            again.search(queries, 20), index.search(queries, 20), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected_)
+
+
+def test_a_table_of_another_layout_is_made_anew(tmp_path: Path) -> None:
+    index = retrieval.build(VECTORS, dtype="int8")
+    index.save(tmp_path / "index")
+    meta, tensors = storage.read_index(tmp_path / "index")
+    tensors["table.blocks"] = np.zeros((3, 1), np.uint8)
+    storage.write_index(tmp_path / "other", {**meta, "layout": "8x8 little"}, tensors)
+    again = retrieval.load(tmp_path / "other")
+    np.testing.assert_array_equal(again.search(QUERIES, 9).ids, index.search(QUERIES, 9).ids)
+
+
+def test_a_table_that_does_not_fit_is_refused_and_one_of_noise_is_searched(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((1001, 20)).astype(np.float32)
+    retrieval.build(vectors, dtype="int8").save(tmp_path / "index")
+    meta, tensors = storage.read_index(tmp_path / "index")
+    blocks, bounds = tensors["table.blocks"], tensors["table.bounds"]
+    for change in (
+        {"table.blocks": blocks[:-1]},
+        {"table.blocks": blocks[:, :-1]},
+        {"table.blocks": blocks.view(np.int8)},
+        {"table.blocks": blocks.reshape(-1)},
+        {"table.bounds": bounds[:-1]},
+        {"table.bounds": bounds[:, :3]},
+        {"table.bounds": bounds.astype(np.float64)},
+    ):
+        storage.write_index(tmp_path / "bad", meta, {**tensors, **change})
+        with pytest.raises(InputError, match=r"/bad: (blocks|bounds)"):
+            retrieval.load(tmp_path / "bad")
+    del tensors["table.bounds"]
+    storage.write_index(tmp_path / "bad", meta, tensors)
+    with pytest.raises(InputError, match=r"/bad: its tensor 'table\.bounds' is missing"):
+        retrieval.load(tmp_path / "bad")
+    for _ in range(5):
+        noise = {
+            "table.blocks": rng.integers(0, 256, blocks.shape, np.uint8),
+            "table.bounds": rng.integers(0, 2**32, bounds.shape, np.uint32).view(np.float32),
+        }
+        storage.write_index(tmp_path / "noise", meta, {**tensors, **noise})
+        ids = retrieval.load(tmp_path / "noise").search(vectors[:20], 1200).ids
+        assert ids.min() >= -1
+        assert ids.max() < 1001
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"precision": 1}, "options of kind 'exact': got an unexpected keyword"),
         ({"kind": "tree"}, "kind: found 'tree'; choose one of exact, ivf-native"),
         ({"metric": "l2"}, "metric: found 'l2'; choose one of ip, cosine"),
-        ({"dtype": "int4"}, "dtype: found 'int4'; choose one of float32, int8"),
+        ({"dtype": "int4"}, "dtype: found 'int4'; choose one of float32, bfloat16, int8"),
         ({"vectors": [1.0, 2.0]}, r"vectors: expected two dimensions \[rows, dim\], found shape"),
         ({"vectors": [[1.0], [1.0, 2.0]]}, "vectors: .* uneven rows"),
         ({"vectors": np.empty((3, 0))}, "vectors: expected at least 1 column"),

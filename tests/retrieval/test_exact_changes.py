@@ -44,7 +44,9 @@ def filters(rng: np.random.Generator, queries: int, size: int) -> list[dict[str,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "int8"]), st.integers(1, 70))
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from(["float32", "int8", "bfloat16"]), st.integers(1, 70)
+)
 def test_any_changes_give_what_building_anew_gives(seed: int, dtype: str, first: int) -> None:
     """Bit for bit, ties and filters included: vectors of few values have many equal scores."""
     rng = np.random.default_rng(seed)
@@ -83,7 +85,7 @@ def test_any_changes_give_what_building_anew_gives(seed: int, dtype: str, first:
         np.testing.assert_array_equal(index.vectors(np.arange(len(whole))), whole)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "int8", "bfloat16"])
 def test_the_contract_holds_with_items_beside(dtype: str) -> None:
     arguments = {"kind": "exact", "dtype": dtype}
     test_contract.test_a_changing_catalogue(arguments)
@@ -97,7 +99,7 @@ def test_few_changes_leave_the_table_where_it_is_and_many_fold_in(tmp_path: Path
     index.add(vectors[:50])
     index.update(np.arange(50), vectors[50:100])
     assert index._state().table is table
-    assert np.shares_memory(index._state().items, vectors)
+    assert np.shares_memory(table.items, vectors)
     path = tmp_path / "index"
     index.save(path)
     again = retrieval.load(path)
@@ -105,7 +107,7 @@ def test_few_changes_leave_the_table_where_it_is_and_many_fold_in(tmp_path: Path
     assert again.describe() == index.describe()
     index.add(vectors[100:101])  # the 101st beside 800
     assert index._state().side is None
-    assert len(index._state().items) == 851
+    assert len(index._state().table) == 851
     np.testing.assert_array_equal(index.vectors([0, 849, 850]), vectors[[50, 49, 100]])
 
 

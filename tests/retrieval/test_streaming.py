@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 
 from seqrec_fast import retrieval
+from seqrec_fast.bundle.tensorfile import LEAST_MAPPED
 from seqrec_fast.errors import InputError
+from seqrec_fast.retrieval import storage
 
 
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "int8", "bfloat16"])
 def test_it_is_the_index_that_build_makes(tmp_path: Path, metric: str, dtype: str) -> None:
-    vectors = np.random.default_rng(0).standard_normal((9000, 32)).astype(np.float32)
+    vectors = np.random.default_rng(0).standard_normal((17_000, 32)).astype(np.float32)
     path = tmp_path / "index"
     chunks = np.split(vectors, [0, 100, 5000])
-    assert retrieval.write_exact(path, iter(chunks), metric, dtype=dtype) == 9000
+    assert retrieval.write_exact(path, iter(chunks), metric, dtype=dtype) == 17_000
     index = retrieval.load(path)
     built = retrieval.build(vectors, metric=metric, dtype=dtype)
     assert index.describe() == built.describe()
@@ -32,11 +34,21 @@ def test_it_is_the_index_that_build_makes(tmp_path: Path, metric: str, dtype: st
         index.search(vectors[:4], 50), built.search(vectors[:4], 50), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
-    items: Any = index._state()  # type: ignore[attr-defined]
-    assert not items.items.flags.writeable  # mapped
+    table: Any = index._state().table
+    held = table if dtype == "float32" else table.values if dtype == "bfloat16" else table.items
+    assert held.nbytes < LEAST_MAPPED or not held.flags.writeable  # mapped
+    assert index.nbytes == built.nbytes
+    again = tmp_path / "again"
+    built.save(again)
+    for (name, one), (_, other) in zip(
+        sorted(storage.read_index(path).tensors.items()),
+        sorted(storage.read_index(again).tensors.items()),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other, err_msg=name)
     index.add(vectors[:1])
     index.save(tmp_path / "again")
-    assert retrieval.load(tmp_path / "again").size == 9001
+    assert retrieval.load(tmp_path / "again").size == 17_001
     assert sorted(one.name for one in tmp_path.iterdir()) == ["again", "index"]
 
 
@@ -79,7 +91,7 @@ def test_a_mapped_file_takes_little_memory_of_its_own(tmp_path: Path) -> None:
         queries = rng.standard_normal((256, 64), dtype=np.float32)
         retrieval.build(queries).search(queries, 10)  # threads and their memory are there
         found = {{}}
-        for dtype in ("float32", "int8"):
+        for dtype in ("float32", "int8", "bfloat16"):
             before = own()
             retrieval.write_exact({str(tmp_path / "index")!r}, chunks, dtype=dtype)
             index = retrieval.load({str(tmp_path / "index")!r})
@@ -99,4 +111,5 @@ def test_a_mapped_file_takes_little_memory_of_its_own(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     kib = json.loads(done.stdout)
     assert kib["float32"] < 20_000  # of 62,500
-    assert kib["int8"] < 20_000 + 250_000 * 69 // 1024
+    assert kib["int8"] < 20_000
+    assert kib["bfloat16"] < 20_000

@@ -118,6 +118,20 @@ def test_live_users_get_what_their_history_gets(
                 expected = recommender.recommend([histories[user]], k=7)[0]
                 np.testing.assert_allclose(answer["scores"], expected.scores, rtol=1e-4, atol=1e-4)
                 assert answer["items"] == expected.items.tolist()
+        query = {"k": 5, "where": '{"title": {"not": ["Title 5"]}}', "limit": '{"title": 1}'}
+        answer = client.get("/users/user 1/recommendations", params=query).json()
+        where = {"title": {"not": ["Title 5"]}}
+        options: Any = {"where": where, "limit": {"title": 1}}
+        expected = recommender.recommend([histories["user 1"]], 5, **options)[0]
+        assert answer["items"] == expected.items.tolist()
+        for query, message in (
+            ({"where": "title=1"}, "where: found 'title=1'; give a JSON object by columns"),
+            ({"where": "[1]"}, "where: found a list; give an object by columns of the items"),
+            ({"limit": '{"colour": 1}'}, "column 'colour' is not in the item table"),
+        ):
+            refused = client.get("/users/user 1/recommendations", params=query)
+            assert refused.status_code == 422
+            assert message in refused.json()["error"]
         assert _value(client.get("/metrics").text, "seqrec_sessions_users") == 5
         assert client.delete("/users/user 0").json() == {"forgotten": True}
         gone = client.get("/users/user 0/recommendations").json()

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans of recurrent layers against NVIDIA's occupancy header; needs a CUDA toolkit, no GPU."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+
+
+def headers() -> Path | None:
+    """The folder of ``cuda_occupancy.h`` of the nvcc on the path."""
+    nvcc = shutil.which("nvcc")
+    folders = [Path("/usr/local/cuda/include")]
+    if nvcc is not None:
+        words = subprocess.run(
+            [nvcc, "-dryrun", "-c", "-x", "cu", "-"], capture_output=True, text=True, check=False
+        ).stderr
+        tops = [line.partition("TOP=")[2] for line in words.splitlines() if "TOP=" in line]
+        folders = [Path(top).resolve() / "include" for top in tops] + folders
+    return next((f for f in folders if (f / "cuda_occupancy.h").exists()), None)
+
+
+def test_every_cooperative_grid_is_co_resident(tmp_path: Path) -> None:
+    include = headers()
+    if include is None:
+        pytest.skip("cuda_occupancy.h was not found: no CUDA toolkit is installed")
+    program = tmp_path / "plan"
+    source = HERE / "cuda_recurrent_plan.cpp"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
+    subprocess.run(
+        ["g++", *flags, "-isystem", str(include), str(source), "-o", str(program)], check=True
+    )
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[:2000]
