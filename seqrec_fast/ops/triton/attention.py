@@ -22,17 +22,19 @@ import triton.language as tl
 from torch import Tensor
 
 from seqrec_fast.ops.triton._attention_tiles import (
+    NUMBERS,
     choice,
-    dense,
     kernel_variants,
+    readable,
     strides,
     table_of,
+    tile_width,
+    width_in_memory,
 )
 from seqrec_fast.ops.triton._launch import (
     Variant,
     input_precision,
     load_rows,
-    padded_width,
     product,
     rounded,
     row_of_tile,
@@ -54,94 +56,49 @@ _LOG2_E = math.log2(math.e)
 
 FORWARD = table_of(
     {
-        "16": {
-            16: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            32: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            64: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            128: ((64, 64, 8, 2), (64, 32, 8, 2)),
-        },
-        "tf32": {
-            16: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            32: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            64: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            128: ((64, 32, 8, 2), (32, 16, 8, 1)),
-        },
-        "fp32": {
-            16: ((32, 32, 4, 1), (32, 16, 8, 1)),
-            32: ((32, 32, 4, 1), (32, 16, 8, 1)),
-            64: ((32, 32, 4, 1), (32, 16, 8, 1)),
-            128: ((32, 32, 8, 1), (32, 16, 8, 1)),
-        },
+        "16": {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 2)},
+        "tf32": {32: (64, 32, 4, 2), 64: (64, 32, 4, 2), 128: (64, 32, 8, 2)},
+        "fp32": {32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (32, 16, 8, 1)},
     }
 )
 QUERY_GRADIENT = table_of(
     {
-        "16": {
-            16: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            32: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            64: ((64, 64, 8, 2), (64, 32, 8, 2)),
-            128: ((64, 32, 4, 2), (32, 32, 8, 2)),
-        },
-        "tf32": {
-            16: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            32: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            64: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            128: ((32, 32, 8, 2), (32, 16, 8, 1)),
-        },
-        "fp32": {
-            16: ((32, 32, 8, 1), (32, 16, 8, 1)),
-            32: ((32, 32, 8, 1), (32, 16, 8, 1)),
-            64: ((32, 32, 8, 1), (32, 16, 8, 1)),
-            128: ((16, 16, 4, 1), (16, 16, 8, 1)),
-        },
+        "16": {32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (64, 32, 4, 2)},
+        "tf32": {32: (64, 32, 4, 2), 64: (64, 32, 4, 2), 128: (32, 32, 4, 2)},
+        "fp32": {32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (16, 16, 4, 1)},
     }
 )
 KEY_GRADIENT = table_of(
     {
-        "16": {
-            16: ((64, 64, 4, 2), (64, 64, 4, 2)),
-            32: ((64, 64, 4, 2), (64, 64, 4, 2)),
-            64: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            128: ((64, 32, 8, 2), (32, 32, 8, 2)),
-        },
-        "tf32": {
-            16: ((64, 32, 8, 2), (64, 32, 8, 2)),
-            32: ((32, 32, 4, 2), (32, 32, 4, 2)),
-            64: ((32, 32, 4, 2), (32, 32, 4, 2)),
-            128: ((32, 32, 4, 2), (32, 32, 8, 1)),
-        },
-        "fp32": {
-            16: ((32, 32, 8, 1), (32, 32, 8, 1)),
-            32: ((32, 32, 8, 1), (32, 32, 8, 1)),
-            64: ((32, 16, 8, 1), (32, 16, 8, 1)),
-            128: ((32, 16, 8, 1), (32, 16, 8, 1)),
-        },
+        "16": {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 32, 8, 2)},
+        "tf32": {32: (32, 32, 4, 2), 64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
+        "fp32": {32: (32, 32, 8, 1), 64: (32, 16, 8, 1), 128: (32, 16, 8, 1)},
     }
 )
 
 
 # fmt: off
 @tuned(**choice(FORWARD))
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def attention_forward(
     q, k, v, offsets, out, statistics,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token,
     tokens, rows, width, scale, causal,
-    PADDED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):
     """One tile of queries; ``scale`` has the factor log2 e, so that weights are powers of two."""
     head = tl.program_id(1).to(tl.int64)
     # the last tiles of a row see the most keys: they begin first
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    _, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
+    _row, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
     count = (end - begin).to(tl.int32)
     if first < count:
         k_row = k + begin * k_token + head * k_head
         v_row = v + begin * v_token + head * v_head
         queries = load_rows(
             q + begin * q_token + head * q_head, q_token, first, count, width,
-            QUERIES, PADDED, EVEN,
+            QUERIES, PADDED, False,
         )
         query = first + tl.arange(0, QUERIES)
         largest = tl.full([QUERIES], float("-inf"), tl.float32)
@@ -152,7 +109,7 @@ def attention_forward(
             last = tl.minimum(count, first + QUERIES)
         for start in range(0, last, KEYS):
             key = start + tl.arange(0, KEYS)
-            keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, EVEN)
+            keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, False)
             scores = product(
                 queries, tl.trans(keys), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
             )
@@ -162,7 +119,7 @@ def attention_forward(
             shrink = tl.exp2(largest - larger)
             weights = tl.exp2(scores - larger[:, None])
             total = total * shrink + tl.sum(weights, 1)
-            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, EVEN)
+            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, False)
             summed = product(
                 rounded(weights, values.dtype), values, summed * shrink[:, None], PRECISION
             )
@@ -170,7 +127,7 @@ def attention_forward(
         inverse = 1.0 / total
         store_rows(
             out + begin * out_token + head * width, out_token, first, count, width,
-            summed * inverse[:, None], QUERIES, PADDED, EVEN,
+            summed * inverse[:, None], QUERIES, PADDED, False,
         )
         place = statistics + head * tokens + begin + query
         tl.store(place, largest, mask=query < count)
@@ -179,29 +136,29 @@ def attention_forward(
 
 
 @tuned(**choice(QUERY_GRADIENT))
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def attention_query_gradient(
     d_out, q, k, v, offsets, out, statistics, d_q, delta,
     d_out_token, d_out_head, q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head,
     d_token, d_head, tokens, rows, width, scale, slope, causal,
-    PADDED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):
     """Gives dQ of a tile of queries and ``delta``, the sum of dO O; ``slope`` lacks log2 e."""
     head = tl.program_id(1).to(tl.int64)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    _, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
+    _row, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
     count = (end - begin).to(tl.int32)
     if first < count:
         k_row = k + begin * k_token + head * k_head
         v_row = v + begin * v_token + head * v_head
         upstream = load_rows(
             d_out + begin * d_out_token + head * d_out_head, d_out_token, first, count, width,
-            QUERIES, PADDED, EVEN,
+            QUERIES, PADDED, False,
         )
         outputs = load_rows(
             out + begin * out_token + head * out_head, out_token, first, count, width,
-            QUERIES, PADDED, EVEN,
+            QUERIES, PADDED, False,
         )
         query = first + tl.arange(0, QUERIES)
         along = tl.sum(upstream.to(tl.float32) * outputs.to(tl.float32), 1)
@@ -212,7 +169,7 @@ def attention_query_gradient(
         inverse = tl.load(statistics + heads * tokens + place, mask=query < count, other=0.0)
         queries = load_rows(
             q + begin * q_token + head * q_head, q_token, first, count, width,
-            QUERIES, PADDED, EVEN,
+            QUERIES, PADDED, False,
         )
         gradient = tl.zeros([QUERIES, PADDED], tl.float32)
         last = count
@@ -220,14 +177,14 @@ def attention_query_gradient(
             last = tl.minimum(count, first + QUERIES)
         for start in range(0, last, KEYS):
             key = start + tl.arange(0, KEYS)
-            keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, EVEN)
+            keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, False)
             scores = product(
                 queries, tl.trans(keys), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
             )
             seen = (key < count)[None, :] & ((key[None, :] <= query[:, None]) | (causal == 0))
             weights = tl.exp2(scores * scale - largest[:, None]) * inverse[:, None]
             weights = tl.where(seen, weights, 0.0)
-            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, EVEN)
+            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, False)
             d_weights = product(
                 upstream, tl.trans(values), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
             )
@@ -235,34 +192,34 @@ def attention_query_gradient(
             gradient = product(rounded(d_scores, keys.dtype), keys, gradient, PRECISION)
         store_rows(
             d_q + begin * d_token + head * d_head, d_token, first, count, width,
-            gradient * slope, QUERIES, PADDED, EVEN,
+            gradient * slope, QUERIES, PADDED, False,
         )
 
 
 @tuned(**choice(KEY_GRADIENT))
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def attention_key_gradient(
     d_out, q, k, v, offsets, statistics, delta, d_k, d_v,
     d_out_token, d_out_head, q_token, q_head, k_token, k_head, v_token, v_head,
     d_token, d_head, tokens, rows, width, scale, slope, causal,
-    PADDED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):
     """Gives dK and dV of one tile of keys; scores lie ``[key, query]``."""
     head = tl.program_id(1).to(tl.int64)
     # under the mask the first keys of a row are seen by the most queries
-    _, begin, end, first = row_of_tile(offsets, rows, tl.program_id(0), KEYS)
+    _row, begin, end, first = row_of_tile(offsets, rows, tl.program_id(0), KEYS)
     count = (end - begin).to(tl.int32)
     if first < count:
         q_row = q + begin * q_token + head * q_head
         d_out_row = d_out + begin * d_out_token + head * d_out_head
         keys = load_rows(
             k + begin * k_token + head * k_head, k_token, first, count, width,
-            KEYS, PADDED, EVEN,
+            KEYS, PADDED, False,
         )
         values = load_rows(
             v + begin * v_token + head * v_head, v_token, first, count, width,
-            KEYS, PADDED, EVEN,
+            KEYS, PADDED, False,
         )
         key = first + tl.arange(0, KEYS)
         heads = tl.num_programs(1).to(tl.int64)
@@ -274,7 +231,7 @@ def attention_key_gradient(
         for start in range(begun, count, QUERIES):
             query = start + tl.arange(0, QUERIES)
             place = head * tokens + begin + query
-            queries = load_rows(q_row, q_token, start, count, width, QUERIES, PADDED, EVEN)
+            queries = load_rows(q_row, q_token, start, count, width, QUERIES, PADDED, False)
             scores = product(
                 keys, tl.trans(queries), tl.zeros([KEYS, QUERIES], tl.float32), PRECISION
             )
@@ -286,7 +243,7 @@ def attention_key_gradient(
             weights = tl.exp2(scores * scale - largest[None, :]) * inverse[None, :]
             weights = tl.where((key[:, None] <= query[None, :]) | (causal == 0), weights, 0.0)
             upstream = load_rows(
-                d_out_row, d_out_token, start, count, width, QUERIES, PADDED, EVEN
+                d_out_row, d_out_token, start, count, width, QUERIES, PADDED, False
             )
             d_values = product(rounded(weights, upstream.dtype), upstream, d_values, PRECISION)
             d_weights = product(
@@ -297,11 +254,11 @@ def attention_key_gradient(
             d_keys = product(rounded(d_scores, queries.dtype), queries, d_keys, PRECISION)
         store_rows(
             d_k + begin * d_token + head * d_head, d_token, first, count, width,
-            d_keys * slope, KEYS, PADDED, EVEN,
+            d_keys * slope, KEYS, PADDED, False,
         )
         store_rows(
             d_v + begin * d_token + head * d_head, d_token, first, count, width,
-            d_values, KEYS, PADDED, EVEN,
+            d_values, KEYS, PADDED, False,
         )
 
 
@@ -311,11 +268,12 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """The operator ``attention``: output like ``q``, statistics float32 ``[2, heads, tokens]``."""
     tokens, heads, width = q.shape
-    q, k, v, offsets = dense(q), dense(k), dense(v), offsets.contiguous()
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    wide = width_in_memory(width)
+    q, k, v, offsets = *(readable(t, wide) for t in (q, k, v)), offsets.contiguous()
+    out = q.new_empty((tokens, heads, wide))
     statistics = q.new_empty((2, heads, tokens), dtype=torch.float32)
     if out.numel():
-        rows, padded = offsets.shape[0] - 1, padded_width(width)
+        rows = offsets.shape[0] - 1
         attention_forward[lambda meta: (row_tiles(tokens, rows, meta["QUERIES"]), heads)](
             q,
             k,
@@ -324,25 +282,32 @@ def attention(
             out,
             statistics,
             *strides(q, k, v),
-            heads * width,
+            heads * wide,
             tokens,
             rows,
-            width,
+            wide,
             scale * _LOG2_E,
             int(causal),
-            PADDED=padded,
-            EVEN=padded == width,
+            PADDED=tile_width(width),
             PRECISION=input_precision(q.dtype),
         )
-    return out, statistics
+    return out[..., :width].contiguous(), statistics
 
 
 def packed_attention(
     qkv: Tensor, offsets: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The operator ``packed_attention``: the three parts are read where they lie."""
-    q, k, v = qkv.unbind(1)
-    return attention(q, k, v, offsets, causal, scale)
+    q, k, v = _parts(qkv)
+    out, statistics = attention(q, k, v, offsets, causal, scale)
+    return out[..., : qkv.shape[3]].contiguous(), statistics
+
+
+def _parts(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values; where they have to be filled up, at once."""
+    lacking = width_in_memory(qkv.shape[3]) - qkv.shape[3]
+    q, k, v = (torch.nn.functional.pad(qkv, (0, lacking)) if lacking else qkv).unbind(1)
+    return q, k, v
 
 
 def _write_gradients(
@@ -355,16 +320,17 @@ def _write_gradients(
     scale: float,
     gradients: tuple[Tensor, ...],
 ) -> None:
-    q, k, v = (dense(t) for t in inputs)
-    d_out, out, offsets = dense(d_out), dense(out), offsets.contiguous()
-    tokens, heads, width = q.shape
+    """``gradients`` are as wide as memory has to be, ``inputs`` may be so."""
     d_q, d_k, d_v = gradients
+    tokens, heads, wide = d_q.shape
     if not d_q.numel():
         return
-    rows, padded = offsets.shape[0] - 1, padded_width(width)
+    d_out, q, k, v, out = (readable(t, wide) for t in (d_out, *inputs, out))
+    offsets = offsets.contiguous()
+    rows = offsets.shape[0] - 1
     delta = q.new_empty((heads, tokens), dtype=torch.float32)
-    options = {"PADDED": padded, "EVEN": padded == width, "PRECISION": input_precision(q.dtype)}
-    numbers = (*strides(d_q), tokens, rows, width, scale * _LOG2_E, scale, int(causal))
+    options = {"PADDED": tile_width(wide), "PRECISION": input_precision(q.dtype)}
+    numbers = (*strides(d_q), tokens, rows, wide, scale * _LOG2_E, scale, int(causal))
     attention_query_gradient[lambda meta: (row_tiles(tokens, rows, meta["QUERIES"]), heads)](
         d_out,
         q,
@@ -407,10 +373,12 @@ def attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator ``attention_backward``: gradients of ``q``, ``k``, ``v``."""
-    made = q.new_empty((3, *q.shape))
-    gradients = (made[0], made[1], made[2])
-    _write_gradients(d_out, (q, k, v), offsets, out, statistics, causal, scale, gradients)
-    return gradients
+    tokens, heads, width = q.shape
+    wide = (tokens, heads, width_in_memory(width))
+    made = (q.new_empty(wide), q.new_empty(wide), q.new_empty(wide))
+    _write_gradients(d_out, (q, k, v), offsets, out, statistics, causal, scale, made)
+    d_q, d_k, d_v = (t[..., :width].contiguous() for t in made)
+    return d_q, d_k, d_v
 
 
 def packed_attention_backward(
@@ -423,13 +391,14 @@ def packed_attention_backward(
     scale: float,
 ) -> Tensor:
     """The operator ``packed_attention_backward``: the gradient is written in place of its parts."""
-    d_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    _write_gradients(d_out, qkv.unbind(1), offsets, out, statistics, causal, scale, d_qkv.unbind(1))
-    return d_qkv
+    *shape, width = qkv.shape
+    made = qkv.new_empty((*shape, width_in_memory(width)))
+    _write_gradients(d_out, _parts(qkv), offsets, out, statistics, causal, scale, made.unbind(1))
+    return made[..., :width].contiguous()
 
 
 def variants() -> Iterator[Variant]:
     """Every compiled form that ships."""
-    yield from kernel_variants(attention_forward, FORWARD, [{}])
-    yield from kernel_variants(attention_query_gradient, QUERY_GRADIENT, [{}])
-    yield from kernel_variants(attention_key_gradient, KEY_GRADIENT, [{}])
+    yield from kernel_variants(attention_forward, FORWARD, {})
+    yield from kernel_variants(attention_query_gradient, QUERY_GRADIENT, {})
+    yield from kernel_variants(attention_key_gradient, KEY_GRADIENT, {})

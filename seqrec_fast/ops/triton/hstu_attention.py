@@ -27,17 +27,19 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops.hstu_attention import time_bucket_bounds
 from seqrec_fast.ops.triton._attention_tiles import (
+    NUMBERS,
     choice,
-    dense,
     kernel_variants,
+    readable,
     strides,
     table_of,
+    tile_width,
+    width_in_memory,
 )
 from seqrec_fast.ops.triton._launch import (
     Variant,
     input_precision,
     load_rows,
-    padded_width,
     product,
     rounded,
     row_of_tile,
@@ -52,68 +54,23 @@ COPIES = 32  # of the tables of gradients
 
 FORWARD = table_of(
     {
-        "16": {
-            16: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            32: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            64: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            128: ((64, 32, 4, 2), (32, 32, 8, 2)),
-        },
-        "tf32": {
-            16: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            32: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            64: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            128: ((64, 32, 8, 2), (32, 16, 8, 1)),
-        },
-        "fp32": {
-            16: ((32, 32, 4, 1), (32, 16, 8, 1)),
-            32: ((32, 32, 4, 1), (32, 16, 8, 1)),
-            64: ((32, 32, 4, 1), (32, 16, 8, 1)),
-            128: ((32, 16, 8, 1), (32, 16, 8, 1)),
-        },
+        "16": {32: (64, 64, 8, 2), 64: (64, 64, 4, 2), 128: (64, 32, 4, 2)},
+        "tf32": {32: (64, 32, 4, 2), 64: (64, 32, 8, 2), 128: (32, 32, 4, 2)},
+        "fp32": {32: (32, 16, 8, 1), 64: (32, 32, 4, 1), 128: (16, 16, 4, 1)},
     }
 )
 QUERY_GRADIENT = table_of(
     {
-        "16": {
-            16: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            32: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            64: ((64, 64, 8, 2), (64, 32, 8, 2)),
-            128: ((64, 32, 8, 2), (32, 32, 8, 2)),
-        },
-        "tf32": {
-            16: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            32: ((64, 32, 4, 2), (32, 32, 4, 2)),
-            64: ((32, 32, 4, 2), (32, 32, 4, 2)),
-            128: ((32, 32, 8, 2), (32, 16, 8, 1)),
-        },
-        "fp32": {
-            16: ((32, 32, 8, 1), (32, 16, 8, 1)),
-            32: ((32, 32, 8, 1), (32, 16, 8, 1)),
-            64: ((32, 16, 8, 1), (32, 16, 8, 1)),
-            128: ((32, 16, 8, 1), (32, 16, 8, 1)),
-        },
+        "16": {32: (64, 64, 8, 2), 64: (64, 32, 4, 2), 128: (64, 32, 8, 2)},
+        "tf32": {32: (64, 32, 4, 2), 64: (32, 32, 4, 2), 128: (32, 32, 8, 2)},
+        "fp32": {32: (32, 32, 8, 1), 64: (16, 16, 8, 1), 128: (16, 16, 8, 1)},
     }
 )
 KEY_GRADIENT = table_of(
     {
-        "16": {
-            16: ((64, 64, 4, 2), (64, 64, 4, 2)),
-            32: ((64, 64, 4, 2), (64, 64, 4, 2)),
-            64: ((64, 64, 4, 2), (64, 32, 8, 2)),
-            128: ((64, 32, 8, 2), (32, 32, 8, 2)),
-        },
-        "tf32": {
-            16: ((64, 32, 8, 2), (64, 32, 8, 2)),
-            32: ((32, 32, 4, 2), (32, 32, 4, 2)),
-            64: ((32, 32, 4, 2), (32, 32, 4, 2)),
-            128: ((32, 32, 8, 2), (32, 16, 8, 1)),
-        },
-        "fp32": {
-            16: ((32, 32, 8, 1), (32, 32, 8, 1)),
-            32: ((32, 32, 8, 1), (32, 32, 8, 1)),
-            64: ((32, 16, 8, 1), (32, 16, 8, 1)),
-            128: ((32, 16, 8, 1), (32, 16, 8, 1)),
-        },
+        "16": {32: (64, 64, 8, 2), 64: (32, 32, 4, 2), 128: (64, 32, 8, 2)},
+        "tf32": {32: (32, 32, 8, 2), 64: (32, 32, 4, 2), 128: (32, 32, 8, 2)},
+        "fp32": {32: (32, 16, 8, 1), 64: (32, 16, 8, 1), 128: (32, 16, 8, 1)},
     }
 )
 
@@ -159,26 +116,26 @@ def sigmoid(x):
 
 
 @tuned(**choice(FORWARD))
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def hstu_attention_forward(
     q, k, v, offsets, bias, time_bias, times, bounds, out,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token,
     distances, buckets, rows, width, scale, inverse, causal,
-    PADDED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_TIME: tl.constexpr, PER_LOG2: tl.constexpr, LAST: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):
     """One tile of queries; ``inverse`` is 1 / normaliser."""
     head = tl.program_id(1).to(tl.int64)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    _, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
+    _row, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
     count = (end - begin).to(tl.int32)
     if first < count:
         k_row = k + begin * k_token + head * k_head
         v_row = v + begin * v_token + head * v_head
         queries = load_rows(
             q + begin * q_token + head * q_head, q_token, first, count, width,
-            QUERIES, PADDED, EVEN,
+            QUERIES, PADDED, False,
         )
         query = first + tl.arange(0, QUERIES)[:, None]
         summed = tl.zeros([QUERIES, PADDED], tl.float32)
@@ -187,39 +144,39 @@ def hstu_attention_forward(
             last = tl.minimum(count, first + QUERIES)
         for start in range(0, last, KEYS):
             key = start + tl.arange(0, KEYS)[None, :]
-            keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, EVEN)
+            keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, False)
             scores = product(
                 queries, tl.trans(keys), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
             ) * scale
-            added, _, _ = bias_of(
+            added, _distance, _bucket = bias_of(
                 bias + head * distances, time_bias + head * buckets, bounds, times + begin,
                 query, key, count, distances, buckets, HAS_BIAS, HAS_TIME, PER_LOG2, LAST,
             )
             scores += added
             seen = (key < count) & ((key <= query) | (causal == 0))
             weights = tl.where(seen, scores * sigmoid(scores), 0.0)
-            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, EVEN)
+            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, False)
             summed = product(rounded(weights, values.dtype), values, summed, PRECISION)
         store_rows(
             out + begin * out_token + head * width, out_token, first, count, width,
-            summed * inverse, QUERIES, PADDED, EVEN,
+            summed * inverse, QUERIES, PADDED, False,
         )
 
 
 @tuned(**choice(QUERY_GRADIENT))
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def hstu_attention_query_gradient(
     d_out, q, k, v, offsets, bias, time_bias, times, bounds, d_q, d_bias, d_time_bias,
     d_out_token, d_out_head, q_token, q_head, k_token, k_head, v_token, v_head, d_token,
     distances, buckets, rows, width, scale, inverse, causal, wants_bias, wants_time_bias,
-    PADDED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_TIME: tl.constexpr, PER_LOG2: tl.constexpr, LAST: tl.constexpr,
     COPIES: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):
     """Gives dQ of one tile of queries, and its part of the gradients of the tables."""
     head = tl.program_id(1).to(tl.int64)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    _, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
+    _row, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
     count = (end - begin).to(tl.int32)
     if first < count:
         k_row = k + begin * k_token + head * k_head
@@ -227,11 +184,11 @@ def hstu_attention_query_gradient(
         copy = (tile % COPIES).to(tl.int64) * tl.num_programs(1) + head
         queries = load_rows(
             q + begin * q_token + head * q_head, q_token, first, count, width,
-            QUERIES, PADDED, EVEN,
+            QUERIES, PADDED, False,
         )
         upstream = load_rows(
             d_out + begin * d_out_token + head * d_out_head, d_out_token, first, count, width,
-            QUERIES, PADDED, EVEN,
+            QUERIES, PADDED, False,
         )
         query = first + tl.arange(0, QUERIES)[:, None]
         gradient = tl.zeros([QUERIES, PADDED], tl.float32)
@@ -240,7 +197,7 @@ def hstu_attention_query_gradient(
             last = tl.minimum(count, first + QUERIES)
         for start in range(0, last, KEYS):
             key = start + tl.arange(0, KEYS)[None, :]
-            keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, EVEN)
+            keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, False)
             scores = product(
                 queries, tl.trans(keys), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
             ) * scale
@@ -251,7 +208,7 @@ def hstu_attention_query_gradient(
             scores += added
             part = sigmoid(scores)
             slope = part * (1.0 + scores * (1.0 - part)) * inverse
-            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, EVEN)
+            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, False)
             d_weights = product(
                 upstream, tl.trans(values), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
             )
@@ -270,34 +227,34 @@ def hstu_attention_query_gradient(
             gradient = product(rounded(d_scores, keys.dtype), keys, gradient, PRECISION)
         store_rows(
             d_q + begin * d_token + head * width, d_token, first, count, width,
-            gradient * scale, QUERIES, PADDED, EVEN,
+            gradient * scale, QUERIES, PADDED, False,
         )
 
 
 @tuned(**choice(KEY_GRADIENT))
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def hstu_attention_key_gradient(
     d_out, q, k, v, offsets, bias, time_bias, times, bounds, d_k, d_v,
     d_out_token, d_out_head, q_token, q_head, k_token, k_head, v_token, v_head, d_token,
     distances, buckets, rows, width, scale, inverse, causal,
-    PADDED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_TIME: tl.constexpr, PER_LOG2: tl.constexpr, LAST: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):
     """Gives dK and dV of one tile of keys; scores lie ``[key, query]``."""
     head = tl.program_id(1).to(tl.int64)
-    _, begin, end, first = row_of_tile(offsets, rows, tl.program_id(0), KEYS)
+    _row, begin, end, first = row_of_tile(offsets, rows, tl.program_id(0), KEYS)
     count = (end - begin).to(tl.int32)
     if first < count:
         q_row = q + begin * q_token + head * q_head
         d_out_row = d_out + begin * d_out_token + head * d_out_head
         keys = load_rows(
             k + begin * k_token + head * k_head, k_token, first, count, width,
-            KEYS, PADDED, EVEN,
+            KEYS, PADDED, False,
         )
         values = load_rows(
             v + begin * v_token + head * v_head, v_token, first, count, width,
-            KEYS, PADDED, EVEN,
+            KEYS, PADDED, False,
         )
         key = first + tl.arange(0, KEYS)[:, None]
         d_keys = tl.zeros([KEYS, PADDED], tl.float32)
@@ -307,11 +264,11 @@ def hstu_attention_key_gradient(
             begun = first // QUERIES * QUERIES
         for start in range(begun, count, QUERIES):
             query = start + tl.arange(0, QUERIES)[None, :]
-            queries = load_rows(q_row, q_token, start, count, width, QUERIES, PADDED, EVEN)
+            queries = load_rows(q_row, q_token, start, count, width, QUERIES, PADDED, False)
             scores = product(
                 keys, tl.trans(queries), tl.zeros([KEYS, QUERIES], tl.float32), PRECISION
             ) * scale
-            added, _, _ = bias_of(
+            added, _distance, _bucket = bias_of(
                 bias + head * distances, time_bias + head * buckets, bounds, times + begin,
                 query, key, count, distances, buckets, HAS_BIAS, HAS_TIME, PER_LOG2, LAST,
             )
@@ -320,7 +277,7 @@ def hstu_attention_key_gradient(
             seen = (query < count) & ((key <= query) | (causal == 0))
             weights = tl.where(seen, scores * part, 0.0)
             upstream = load_rows(
-                d_out_row, d_out_token, start, count, width, QUERIES, PADDED, EVEN
+                d_out_row, d_out_token, start, count, width, QUERIES, PADDED, False
             )
             d_values = product(rounded(weights, upstream.dtype), upstream, d_values, PRECISION)
             d_weights = product(
@@ -331,11 +288,11 @@ def hstu_attention_key_gradient(
             d_keys = product(rounded(d_scores, queries.dtype), queries, d_keys, PRECISION)
         store_rows(
             d_k + begin * d_token + head * width, d_token, first, count, width,
-            d_keys * scale, KEYS, PADDED, EVEN,
+            d_keys * scale, KEYS, PADDED, False,
         )
         store_rows(
             d_v + begin * d_token + head * width, d_token, first, count, width,
-            d_values * inverse, KEYS, PADDED, EVEN,
+            d_values * inverse, KEYS, PADDED, False,
         )
 
 
@@ -355,13 +312,11 @@ def _tables(
     bounds = _bounds(time_bias.shape[1], q.device) if time_bias is not None else none
     found = [none if t is None else t.contiguous() for t in (bias, time_bias, times, bounds)]
     sizes = [1 if t is None else t.shape[1] for t in (bias, time_bias)]
-    padded = padded_width(q.shape[2])
     return (
         found,
         sizes,
         {
-            "PADDED": padded,
-            "EVEN": padded == q.shape[2],
+            "PADDED": tile_width(q.shape[2]),
             "PRECISION": input_precision(q.dtype),
             "HAS_BIAS": bias is not None,
             "HAS_TIME": time,
@@ -385,8 +340,9 @@ def hstu_attention(
 ) -> Tensor:
     """The operator ``hstu_attention``: output like ``q``, dense."""
     tokens, heads, width = q.shape
-    q, k, v, offsets = dense(q), dense(k), dense(v), offsets.contiguous()
-    out = q.new_empty(q.shape)
+    wide = width_in_memory(width)
+    q, k, v, offsets = *(readable(t, wide) for t in (q, k, v)), offsets.contiguous()
+    out = q.new_empty((tokens, heads, wide))
     if out.numel():
         rows = offsets.shape[0] - 1
         tables, sizes, options = _tables(q, offsets, bias, time_bias, times)
@@ -398,16 +354,16 @@ def hstu_attention(
             *tables,
             out,
             *strides(q, k, v),
-            heads * width,
+            heads * wide,
             *sizes,
             rows,
-            width,
+            wide,
             scale,
             1.0 / normaliser,
             int(causal),
             **options,
         )
-    return out
+    return out[..., :width].contiguous()
 
 
 def hstu_attention_backward(
@@ -431,9 +387,10 @@ def hstu_attention_backward(
         InputError: a table wants its gradient while torch allows deterministic algorithms alone.
     """
     tokens, heads, width = q.shape
-    d_out, q, k, v = dense(d_out), dense(q), dense(k), dense(v)
+    wide = width_in_memory(width)
+    d_out, q, k, v = (readable(t, wide) for t in (d_out, q, k, v))
     offsets = offsets.contiguous()
-    d_q, d_k, d_v = (q.new_empty(q.shape) for _ in range(3))
+    d_q, d_k, d_v = (q.new_empty((tokens, heads, wide)) for _ in range(3))
     wanted = [bias if wants_bias else None, time_bias if wants_time_bias else None]
     if any(t is not None for t in wanted) and torch.are_deterministic_algorithms_enabled():
         raise InputError(
@@ -447,8 +404,8 @@ def hstu_attention_backward(
     if d_q.numel():
         rows = offsets.shape[0] - 1
         tables, sizes, options = _tables(q, offsets, bias, time_bias, times)
-        numbers = (*sizes, rows, width, scale, 1.0 / normaliser, int(causal))
-        steps = (*strides(d_out, q, k, v), heads * width)
+        numbers = (*sizes, rows, wide, scale, 1.0 / normaliser, int(causal))
+        steps = (*strides(d_out, q, k, v), heads * wide)
         hstu_attention_query_gradient[
             lambda meta: (row_tiles(tokens, rows, meta["QUERIES"]), heads)
         ](
@@ -481,14 +438,15 @@ def hstu_attention_backward(
             **options,
         )
     d_bias, d_time_bias = (q.new_empty(0) if t is None else t.sum(0).to(q.dtype) for t in sums)
+    d_q, d_k, d_v = (t[..., :width].contiguous() for t in (d_q, d_k, d_v))
     return d_q, d_k, d_v, d_bias, d_time_bias
 
 
 def variants() -> Iterator[Variant]:
-    """Every compiled form that ships: without tables and with both."""
-    fixed = {"PER_LOG2": _PER_LOG2, "LAST": _LAST_BOUND}
-    tables = [{"HAS_BIAS": has, "HAS_TIME": has, **fixed} for has in (False, True)]
-    with_copies = [{**t, "COPIES": COPIES} for t in tables]
-    yield from kernel_variants(hstu_attention_forward, FORWARD, tables)
-    yield from kernel_variants(hstu_attention_query_gradient, QUERY_GRADIENT, with_copies)
-    yield from kernel_variants(hstu_attention_key_gradient, KEY_GRADIENT, tables)
+    """The compiled forms that ship, with both tables; those without compute a part of the same."""
+    both = {"HAS_BIAS": True, "HAS_TIME": True, "PER_LOG2": _PER_LOG2, "LAST": _LAST_BOUND}
+    yield from kernel_variants(hstu_attention_forward, FORWARD, both)
+    yield from kernel_variants(
+        hstu_attention_query_gradient, QUERY_GRADIENT, {**both, "COPIES": COPIES}
+    )
+    yield from kernel_variants(hstu_attention_key_gradient, KEY_GRADIENT, both)
