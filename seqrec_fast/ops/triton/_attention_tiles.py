@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes of tiles of the two attentions on the GPU, by type and width of a head.
 
-They were chosen by compiling: the largest tiles whose sums stay in registers on every architecture.
+They were chosen by compiling: the largest tiles whose sums stay in registers; docs say what spills.
 Tiles are padded to a power of two in registers, 32 at least. What lies in memory is as wide as the
 next multiple of 16, with strides that are multiples of 16, so that it is read 16 bytes at a time;
 other widths and strides are copied (:func:`readable`), and no kernel is compiled for them.

@@ -64,8 +64,8 @@ FORWARD = table_of(
 QUERY_GRADIENT = table_of(
     {
         "16": {32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (64, 32, 4, 2)},
-        "tf32": {32: (64, 32, 4, 2), 64: (64, 32, 4, 2), 128: (32, 32, 4, 2)},
-        "fp32": {32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (16, 16, 4, 1)},
+        "tf32": {32: (64, 32, 4, 2), 64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
+        "fp32": {32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     }
 )
 KEY_GRADIENT = table_of(
@@ -178,16 +178,16 @@ def attention_query_gradient(
         for start in range(0, last, KEYS):
             key = start + tl.arange(0, KEYS)
             keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, False)
+            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, False)
+            d_weights = product(
+                upstream, tl.trans(values), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
+            )
             scores = product(
                 queries, tl.trans(keys), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
             )
             seen = (key < count)[None, :] & ((key[None, :] <= query[:, None]) | (causal == 0))
             weights = tl.exp2(scores * scale - largest[:, None]) * inverse[:, None]
             weights = tl.where(seen, weights, 0.0)
-            values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, False)
-            d_weights = product(
-                upstream, tl.trans(values), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
-            )
             d_scores = weights * (d_weights - along[:, None])
             gradient = product(rounded(d_scores, keys.dtype), keys, gradient, PRECISION)
         store_rows(
