@@ -20,12 +20,15 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._autocast import compute_dtype, narrow
-from seqrec_fast.ops._backend import choose_backend, forced_kernels
+from seqrec_fast.ops._backend import Backend, choose_backend, forced_kernels
 from seqrec_fast.ops._checks import check_device, check_heads, check_jagged, check_offsets
 from seqrec_fast.ops._library import SECOND_REMEDY, register
 from seqrec_fast.ops._rows import EqualRun, equal_runs
 
 __all__ = ["attention", "attention_reference", "packed_attention"]
+
+#: of a head, the most that the kernels for GPUs take
+GPU_WIDTH = 128
 
 
 def attention(
@@ -151,7 +154,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
 
 
 def _has_kernels(q: Tensor, dropout: float) -> bool:
-    if choose_backend("attention", q.device, q.dtype) == "reference":
+    if not serves_width("attention", choose_backend("attention", q.device, q.dtype), q.shape[-1]):
         return False
     if dropout > 0.0 and (forced := forced_kernels()):
         raise InputError(
@@ -159,6 +162,22 @@ def _has_kernels(q: Tensor, dropout: float) -> bool:
             f"{dropout}; set it to 0 or unset the variable"
         )
     return dropout <= 0.0
+
+
+def serves_width(operation: str, backend: Backend, width: int) -> bool:
+    """Whether kernels of this backend compute heads of this width; the reference has none.
+
+    Raises:
+        InputError: they do not, and are forced.
+    """
+    if backend == "triton" and width > GPU_WIDTH:
+        if forced := forced_kernels():
+            raise InputError(
+                f"SEQREC_FAST_BACKEND={forced}: {operation} has Triton kernels for heads of at "
+                f"most {GPU_WIDTH}, found {width}; take more heads or unset the variable"
+            )
+        return False
+    return backend != "reference"
 
 
 def runs_for(x: Tensor, offsets: Tensor) -> list[EqualRun] | None:
@@ -325,12 +344,14 @@ _BACKWARD = register(
     "Tensor statistics, bool causal, float scale) -> (Tensor, Tensor, Tensor)",
     _backward_cpu,
     _backward_fake,
+    gpu="triton.attention:attention_backward",
 )
 _PACKED_BACKWARD = register(
     "packed_attention_backward(Tensor d_out, Tensor qkv, Tensor offsets, Tensor out, "
     "Tensor statistics, bool causal, float scale) -> Tensor",
     _packed_backward_cpu,
     _packed_backward_fake,
+    gpu="triton.attention:packed_attention_backward",
 )
 
 
@@ -363,6 +384,7 @@ _ATTENTION = register(
     backward=_backward,
     setup_context=_save,
     remedy=_REMEDY,
+    gpu="triton.attention:attention",
 )
 _PACKED = register(
     "packed_attention(Tensor qkv, Tensor offsets, bool causal, float scale) -> (Tensor, Tensor)",
@@ -371,4 +393,5 @@ _PACKED = register(
     backward=_packed_backward,
     setup_context=_save,
     remedy=_REMEDY,
+    gpu="triton.attention:packed_attention",
 )

@@ -30,7 +30,7 @@ from seqrec_fast.ops._checks import (
 )
 from seqrec_fast.ops._library import address, register
 from seqrec_fast.ops._rows import equal_runs
-from seqrec_fast.ops.attention import dense_width, view_of
+from seqrec_fast.ops.attention import dense_width, serves_width, view_of
 
 __all__ = ["hstu_attention", "hstu_attention_reference", "time_bucket_bounds"]
 
@@ -80,7 +80,8 @@ def hstu_attention(
     q, k, v, bias, time_bias = narrow(q, k, v, bias, time_bias)
     _check(q, k, v, offsets, normaliser, bias, time_bias, times)
     scale = max(int(q.shape[2]), 1) ** -0.5 if scale is None else scale
-    if choose_backend("hstu_attention", q.device, q.dtype) == "reference":
+    backend = choose_backend("hstu_attention", q.device, q.dtype)
+    if not serves_width("hstu_attention", backend, q.shape[2]):
         return _reference(
             q, k, v, offsets, bias, time_bias, times, causal, scale, float(normaliser)
         )
@@ -356,6 +357,7 @@ _BACKWARD = register(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
+    gpu="triton.hstu_attention:hstu_attention_backward",
 )
 _FORWARD = register(
     f"hstu_attention({_INPUTS}) -> Tensor",
@@ -363,4 +365,5 @@ _FORWARD = register(
     _fake_forward,
     backward=_autograd,
     setup_context=_setup_context,
+    gpu="triton.hstu_attention:hstu_attention",
 )
