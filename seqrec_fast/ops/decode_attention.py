@@ -8,14 +8,13 @@ asked for, the reference computes. Without torch, see :func:`seqrec_fast.native.
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
-from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops._autocast import narrow
+from seqrec_fast.ops._backend import choose_backend, forced_kernels
 from seqrec_fast.ops._checks import check_device, check_jagged, check_offsets
 from seqrec_fast.ops._library import address, needs_gradient, register
 from seqrec_fast.ops.attention import dense_width, view_of
@@ -50,16 +49,17 @@ def decode_attention(
         InputError: shapes or dtypes do not fit, or the native backend is forced where it cannot
             run.
     """
+    q, keys, values = narrow(q, keys, values)
     _check(q, keys, values, offsets, lengths)
-    native = choose_backend("decode_attention", q.device, q.dtype) == "native"
-    if needs_gradient(q, keys, values):
-        if native and os.environ.get("SEQREC_FAST_BACKEND") == "native":
+    kernels = choose_backend("decode_attention", q.device, q.dtype) != "reference"
+    if kernels and needs_gradient(q, keys, values):
+        if forced := forced_kernels():
             raise InputError(
-                "SEQREC_FAST_BACKEND=native: decode_attention has no native gradient; "
+                f"SEQREC_FAST_BACKEND={forced}: the kernels of decode_attention have no gradient; "
                 "call it under torch.no_grad() or unset the variable"
             )
-        native = False
-    if not native:
+        kernels = False
+    if not kernels:
         return decode_attention_reference(q, keys, values, offsets, lengths=lengths, scale=scale)
     factor = float(scale) if scale is not None else max(int(q.shape[2]), 1) ** -0.5
     out: Tensor = _DECODE(q, keys, values, offsets, lengths, factor)
@@ -119,9 +119,10 @@ def _check(
         raise InputError(
             f"lengths: expected int64 [{q.shape[0]}], found {lengths.dtype} {tuple(lengths.shape)}"
         )
-    if not torch.compiler.is_compiling() and bool(
-        ((lengths < 0) | (lengths > offsets.diff())).any()
-    ):
+    # nor may the host wait for those of a GPU
+    if torch.compiler.is_compiling() or lengths.is_cuda:
+        return
+    if bool(((lengths < 0) | (lengths > offsets.diff())).any()):
         raise InputError("lengths: must be from 0 to the tokens of each row in offsets")
 
 
