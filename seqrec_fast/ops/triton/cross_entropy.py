@@ -367,7 +367,7 @@ def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
         return Config({"ENTRIES": 16}, 1, 1)
     if element == 4:
         small = 16 if precise else 32
-        return Config({"TOKENS": small, "COLUMNS": small}, 4, 1 if precise else 2)
+        return Config({"TOKENS": small, "COLUMNS": small}, 4, 1)
     return Config({"TOKENS": 64, "COLUMNS": 64}, 4, 2)
 
 
