@@ -490,5 +490,4 @@ _CROSS_ENTROPY = register(
     backward=_backward,
     setup_context=_save,
     remedy=_REMEDY,
-    gpu="triton.cross_entropy:cross_entropy",
 )

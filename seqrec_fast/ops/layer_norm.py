@@ -275,7 +275,6 @@ _BACKWARD = register(
     " Tensor? weight, float p, Tensor? seed) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_cpu,
     _backward_fake,
-    gpu="triton.layer_norm:layer_norm_backward",
 )
 
 
@@ -330,7 +329,6 @@ _LAYER_NORM = register(
     _fake,
     backward=_backward,
     setup_context=_save,
-    gpu="triton.layer_norm:layer_norm",
 )
 
 _ADD_LAYER_NORM = register(
@@ -340,5 +338,4 @@ _ADD_LAYER_NORM = register(
     _add_fake,
     backward=_add_backward,
     setup_context=_add_save,
-    gpu="triton.layer_norm:add_layer_norm",
 )
