@@ -34,11 +34,15 @@ __all__ = [
     "Tuned",
     "Variant",
     "input_precision",
+    "load_rows",
     "named",
     "padded_width",
+    "product",
+    "rounded",
     "row_of_tile",
     "row_tiles",
     "signature",
+    "store_rows",
     "tuned",
     "unavailable",
     "widths",
@@ -104,6 +108,8 @@ class Variant(NamedTuple):
         warps: a program.
         stages: of the software pipeline.
         matrix: whether it multiplies matrices, on tensor cores where types have 16 bits.
+        multiples: whole numbers that are multiples of 16 when it is used, which with aligned
+            pointers makes wide and asynchronous loads possible.
     """
 
     name: str
@@ -113,6 +119,16 @@ class Variant(NamedTuple):
     warps: int
     stages: int
     matrix: bool
+    multiples: tuple[str, ...] = ()
+
+    def attributes(self) -> dict[tuple[int, ...], list[list[Any]]]:
+        """What ``triton.compiler.ASTSource`` takes as ``attrs``: pointers and ``multiples``.
+
+        Memory of torch begins at multiples of 16 bytes, and Triton sees so when a kernel starts.
+        """
+        types = {**self.signature, **dict.fromkeys(self.multiples, "*")}
+        places = {n: i for i, n in enumerate(self.kernel.arg_names)}
+        return {(places[n],): [["tt.divisibility", 16]] for n in types if types[n][0] == "*"}
 
 
 def named(kernel: str, dtype: str, width: int, config: Config, **flags: bool) -> str:
@@ -288,6 +304,79 @@ def widths(least: int = 16, most: int = 128) -> Iterator[int]:
 
 
 if triton is not None:
+
+    @triton.jit
+    def product(a, b, total, PRECISION: tl.constexpr):
+        """``total + a @ b``, summed in float32; PRECISION as :func:`input_precision` says."""
+        if INTERPRETED:
+            return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+        else:
+            return tl.dot(a, b, total, input_precision=PRECISION)
+
+    @triton.jit
+    def rounded(x, dtype: tl.constexpr):
+        """Float32 ``x`` in ``dtype``, to the nearest; the interpreter would cut bfloat16 off."""
+        if INTERPRETED and dtype == tl.bfloat16:
+            bits = x.to(tl.int32, bitcast=True)
+            bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+            x = bits.to(tl.float32, bitcast=True)
+        return x.to(dtype)
+
+    @triton.jit
+    def load_rows(
+        base,
+        stride,
+        first,
+        count,
+        width,
+        BLOCK: tl.constexpr,
+        PADDED: tl.constexpr,
+        EVEN: tl.constexpr,
+    ):
+        """Rows ``first, first + 1, ...`` of ``base``; 0 past ``count`` rows and ``width`` columns.
+
+        Args:
+            base: where row 0 begins.
+            stride: from row to row.
+            first: the first row; int32.
+            count: rows that there are.
+            width: columns that there are.
+            BLOCK: rows to load.
+            PADDED: columns to load.
+            EVEN: whether ``width == PADDED``.
+
+        Returns:
+            ``[BLOCK, PADDED]``.
+        """
+        place = tl.arange(0, BLOCK)
+        column = tl.arange(0, PADDED)
+        start = base + tl.cast(first, tl.int64) * stride
+        inside = (place < count - first)[:, None]
+        if not EVEN:
+            inside = inside & (column < width)[None, :]
+        return tl.load(start + place[:, None] * stride + column[None, :], mask=inside, other=0.0)
+
+    @triton.jit
+    def store_rows(
+        base,
+        stride,
+        first,
+        count,
+        width,
+        tile,
+        BLOCK: tl.constexpr,
+        PADDED: tl.constexpr,
+        EVEN: tl.constexpr,
+    ):
+        """The counterpart of :func:`load_rows`; ``tile`` is rounded to the type of ``base``."""
+        place = tl.arange(0, BLOCK)
+        column = tl.arange(0, PADDED)
+        start = base + tl.cast(first, tl.int64) * stride
+        inside = (place < count - first)[:, None]
+        if not EVEN:
+            inside = inside & (column < width)[None, :]
+        where = start + place[:, None] * stride + column[None, :]
+        tl.store(where, rounded(tile, base.dtype.element_ty), mask=inside)
 
     @triton.jit
     def row_of_tile(offsets, rows, tile, BLOCK: tl.constexpr):
