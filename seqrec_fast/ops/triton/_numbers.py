@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several Triton kernels compute alike: rounding, products, sums of partial results."""
+"""What several Triton kernels need alike: sums of partial results, processors of the device."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
 
@@ -12,30 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seqrec_fast.ops.triton._launch import INTERPRETED
+from seqrec_fast.ops.triton._launch import rounded
 
-__all__ = ["add_up", "add_up_kernel", "multiply", "processors", "rounded"]
+__all__ = ["ADD_UP", "add_up", "add_up_kernel", "processors"]
 
 ADD_UP = {"BLOCK": 256}
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr):
-    """float32 ``x`` in another type, to nearest; the interpreter would cut bfloat16 off."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        up = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        x = tl.where(x == x, up.to(tl.float32, bitcast=True), x)
-    return x.to(dtype)
-
-
-@triton.jit
-def multiply(a, b, total, PRECISION: tl.constexpr):
-    """``total + a @ b``, summed in float32."""
-    if INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
-    else:
-        return tl.dot(a, b, total, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["parts"])

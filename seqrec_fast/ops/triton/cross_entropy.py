@@ -40,10 +40,12 @@ from seqrec_fast.ops.triton._launch import (
     input_precision,
     named,
     padded_width,
+    product,
+    rounded,
     signature,
     widths,
 )
-from seqrec_fast.ops.triton._numbers import add_up, multiply, processors, rounded
+from seqrec_fast.ops.triton._numbers import add_up, processors
 
 __all__ = ["WIDEST", "cross_entropy", "variants"]
 
@@ -112,7 +114,7 @@ def _forward(
             mask=known[:, None] & (place < dim)[None, :],
             other=0.0,
         )
-        z = multiply(h, tl.trans(w), tl.zeros([TOKENS, COLUMNS], tl.float32), PRECISION)
+        z = product(h, tl.trans(w), tl.zeros([TOKENS, COLUMNS], tl.float32), PRECISION)
         if BIAS:
             z += tl.load(bias + item, mask=known, other=0.0).to(tl.float32)[None, :]
         if CORRECTED:
@@ -127,7 +129,7 @@ def _forward(
         mass = mass * shrink + tl.sum(e, axis=1)
         top = higher
         if GRADIENT:
-            grad = multiply(rounded(e * _lift(dtype), dtype), w, grad * shrink[:, None], PRECISION)
+            grad = product(rounded(e * _lift(dtype), dtype), w, grad * shrink[:, None], PRECISION)
     own = share * tl.cast(tokens, tl.int64)
     tl.store(part_max + own + token, top, mask=live)
     tl.store(part_sum + own + token, mass, mask=live)
@@ -274,7 +276,7 @@ def _columns(
         total = tl.load(whole + token, mask=live, other=0.0)
         lost = tl.load(taken + token, mask=live, other=0.0)
         a = tl.load(token_weights + token, mask=live, other=0.0).to(tl.float32)
-        z = multiply(w, tl.trans(h), tl.zeros([COLUMNS, TOKENS], tl.float32), PRECISION)
+        z = product(w, tl.trans(h), tl.zeros([COLUMNS, TOKENS], tl.float32), PRECISION)
         e = tl.exp(z + shift[:, None] - total[None, :])
         hit = item[:, None] == target[None, :]
         # the target of a token is added to the gradient elsewhere in the sampled form
@@ -282,7 +284,7 @@ def _columns(
         e = tl.where(hit, one_hot[None, :], e)
         e = tl.where(live[None, :], e * a[None, :], 0.0)
         slope += tl.sum(e, axis=1)
-        grad = multiply(rounded(e * lift, dtype), h, grad, PRECISION)
+        grad = product(rounded(e * lift, dtype), h, grad, PRECISION)
     own = share * tl.cast(columns, tl.int64) + column
     at = own[:, None] * dim + place[None, :]
     held = inside[:, None] & (place < dim)[None, :]

@@ -17,8 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seqrec_fast.ops.triton._launch import DTYPES, Config, Variant, named, signature, tuned
-from seqrec_fast.ops.triton._numbers import rounded
+from seqrec_fast.ops.triton._launch import (
+    DTYPES,
+    Config,
+    Variant,
+    named,
+    rounded,
+    signature,
+    tuned,
+)
 
 __all__ = ["draw_of", "dropout", "keep_factors", "variants"]
 

@@ -28,10 +28,12 @@ from seqrec_fast.ops.triton._launch import (
     input_precision,
     named,
     padded_width,
+    product,
+    rounded,
     signature,
     widths,
 )
-from seqrec_fast.ops.triton._numbers import add_up, multiply, processors, rounded
+from seqrec_fast.ops.triton._numbers import add_up, processors
 from seqrec_fast.ops.triton.dropout import draw_of, keep_factors
 
 __all__ = ["WIDEST", "feed_forward", "feed_forward_backward", "variants"]
@@ -112,7 +114,7 @@ def _forward(
             mask=there[None, :] & (i < inputs)[:, None],
             other=0.0,
         )
-        z = multiply(given, up, tl.zeros([ROWS, INNER], tl.float32), PRECISION)
+        z = product(given, up, tl.zeros([ROWS, INNER], tl.float32), PRECISION)
         z += tl.load(up_bias + unit, mask=there, other=0.0).to(tl.float32)[None, :]
         if KEEP:
             tl.store(
@@ -128,7 +130,7 @@ def _forward(
             mask=there[:, None] & (o < outputs)[None, :],
             other=0.0,
         )
-        total = multiply(rounded(value, dtype), down, total, PRECISION)
+        total = product(rounded(value, dtype), down, total, PRECISION)
     tl.store(
         y + row[:, None] * outputs + o[None, :],
         rounded(total, y.dtype.element_ty),
@@ -175,7 +177,7 @@ def _backward_rows(
             mask=there[None, :] & (o < outputs)[:, None],
             other=0.0,
         )
-        dz = multiply(given, down, tl.zeros([ROWS, INNER], tl.float32), PRECISION)
+        dz = product(given, down, tl.zeros([ROWS, INNER], tl.float32), PRECISION)
         z = tl.load(
             kept + row[:, None] * inner + unit[None, :], mask=live & there[None, :], other=0.0
         ).to(tl.float32)
@@ -188,7 +190,7 @@ def _backward_rows(
             mask=there[:, None] & (i < inputs)[None, :],
             other=0.0,
         )
-        total = multiply(rounded(dz, dtype), up, total, PRECISION)
+        total = product(rounded(dz, dtype), up, total, PRECISION)
     tl.store(
         dx + row[:, None] * inputs + i[None, :],
         rounded(total, dx.dtype.element_ty),
@@ -247,18 +249,18 @@ def _backward_weights(
             kept + row[:, None] * inner + unit[None, :], mask=live & there[None, :], other=0.0
         ).to(tl.float32)
         value, slope = _activated(z, ACTIVATION)
-        dz = multiply(given, down, tl.zeros([ROWS, INNER], tl.float32), PRECISION) * slope
+        dz = product(given, down, tl.zeros([ROWS, INNER], tl.float32), PRECISION) * slope
         if DROP:
             factors = keep_factors(tl.load(seed), row, unit, threshold, scale)
             value *= factors
             dz *= factors
         d_up_bias += tl.sum(dz, axis=0)
         d_down_bias += tl.sum(given.to(tl.float32), axis=0)
-        d_down = multiply(tl.trans(rounded(value, dtype)), given, d_down, PRECISION)
+        d_down = product(tl.trans(rounded(value, dtype)), given, d_down, PRECISION)
         put = tl.load(
             x + row[:, None] * inputs + i[None, :], mask=live & (i < inputs)[None, :], other=0.0
         )
-        d_up = multiply(tl.trans(rounded(dz, dtype)), put, d_up, PRECISION)
+        d_up = product(tl.trans(rounded(dz, dtype)), put, d_up, PRECISION)
     own = weights + share.to(tl.int64) * inner * (inputs + outputs)
     tl.store(
         own + unit[:, None] * inputs + i[None, :], d_up, mask=there[:, None] & (i < inputs)[None, :]

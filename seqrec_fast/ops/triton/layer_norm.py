@@ -26,10 +26,11 @@ from seqrec_fast.ops.triton._launch import (
     Variant,
     named,
     padded_width,
+    rounded,
     signature,
     widths,
 )
-from seqrec_fast.ops.triton._numbers import ADD_UP, add_up, add_up_kernel, processors, rounded
+from seqrec_fast.ops.triton._numbers import ADD_UP, add_up, add_up_kernel, processors
 from seqrec_fast.ops.triton.dropout import draw_of, keep_factors
 
 __all__ = ["WIDEST", "add_layer_norm", "layer_norm", "layer_norm_backward", "variants"]
