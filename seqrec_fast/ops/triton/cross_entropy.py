@@ -18,6 +18,10 @@ the full and the sampled form are one computation.
 Four products instead of three, nothing of the size tokens x items in memory, no atomics: the same
 bits every time. A target or sample that is no item cannot be refused without waiting for the
 device; it makes the loss NaN.
+
+The gradients of float16 leave in float32: the factor of a loss scaler is multiplied in later. What
+the tensor cores are given of them is kept away from the subnormal numbers by powers of two and by
+the largest weight of a token.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
@@ -50,7 +54,7 @@ from seqrec_fast.ops.triton._numbers import add_up, processors
 __all__ = ["WIDEST", "cross_entropy", "variants"]
 
 #: width of the table that fits the registers of a program
-WIDEST = 128
+WIDEST = 256
 
 # columns, and tokens, that make a share of its own worthwhile
 _LEAST_COLUMNS = 512
@@ -148,7 +152,8 @@ def _merge(
     part_max,
     part_sum,
     part_grad,
-    whole,
+    peak,
+    inverse_mass,
     taken,
     terms,
     d_hidden,
@@ -192,22 +197,24 @@ def _merge(
         own = tl.load(part_max + share * stride + token, mask=live, other=0.0)
         part = tl.load(part_sum + share * stride + token, mask=live, other=0.0)
         mass += part * tl.exp(own - level)
-    rest = tl.log(mass) + level
-    ahead = rest - right
+    # logits first, which may be large and near each other
+    ahead = (level - right) + tl.log(mass)
     e = tl.exp(-tl.abs(ahead))
     more = tl.where(e < 1e-3, e * (1.0 - e * (0.5 - e * 0.33333334)), tl.log(1.0 + e))
     loss = tl.where(ahead > 0, ahead, 0.0) + more
-    total = tl.where(ahead > 0, rest, right) + more
+    highest = tl.maximum(top, right)
+    inverse = 1.0 / (mass * tl.exp(top - highest) + tl.exp(right - highest))
     lost = tl.where(ahead > 0, 1.0, e) / (1.0 + e)
     a = tl.load(token_weights + token, mask=live, other=0.0).to(tl.float32)
     tl.store(terms + token, a * loss, mask=live)
-    tl.store(whole + token, total, mask=live)
+    tl.store(peak + token, highest, mask=live)
+    tl.store(inverse_mass + token, inverse, mask=live)
     tl.store(taken + token, lost, mask=live)
     if GRADIENT:
         grad = -lost[:, None] * w
         for share in range(shares):
             own = tl.load(part_max + share * stride + token, mask=live, other=0.0)
-            factor = tl.exp(own - total) / _lift(dtype)
+            factor = tl.exp(own - highest) * (inverse / _lift(dtype))
             part = tl.load(part_grad + share * stride * dim + at, mask=held, other=0.0)
             grad += factor[:, None] * part
         tl.store(d_hidden + at, rounded(a[:, None] * grad, d_hidden.dtype.element_ty), mask=held)
@@ -222,7 +229,9 @@ def _columns(
     negatives,
     log_q,
     token_weights,
-    whole,
+    heaviest,
+    peak,
+    inverse_mass,
     taken,
     d_weight,
     d_bias,
@@ -240,8 +249,10 @@ def _columns(
     WIDTH: tl.constexpr,
 ):
     dtype: tl.constexpr = hidden.dtype.element_ty
-    # weights are at most 1: more is possible here than for probabilities of any size
-    lift = 8.0 * _lift(dtype) if dtype == tl.float16 else 1.0
+    lift = tl.full([], 1.0, tl.float32)
+    if dtype == tl.float16:
+        # no weight times probability is above the largest weight
+        lift = 8.0 * _lift(dtype) / tl.maximum(tl.load(heaviest), 1e-30)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     share = tl.program_id(1)
     place = tl.arange(0, WIDTH)
@@ -273,11 +284,12 @@ def _columns(
             other=0.0,
         )
         target = tl.load(targets + token, mask=live, other=-1)
-        total = tl.load(whole + token, mask=live, other=0.0)
+        highest = tl.load(peak + token, mask=live, other=0.0)
+        inverse = tl.load(inverse_mass + token, mask=live, other=0.0)
         lost = tl.load(taken + token, mask=live, other=0.0)
         a = tl.load(token_weights + token, mask=live, other=0.0).to(tl.float32)
         z = product(w, tl.trans(h), tl.zeros([COLUMNS, TOKENS], tl.float32), PRECISION)
-        e = tl.exp(z + shift[:, None] - total[None, :])
+        e = tl.exp((z + shift[:, None]) - highest[None, :]) * inverse[None, :]
         hit = item[:, None] == target[None, :]
         # the target of a token is added to the gradient elsewhere in the sampled form
         one_hot = tl.zeros_like(lost) if SAMPLED else -lost
@@ -403,9 +415,10 @@ def cross_entropy(
             "set SEQREC_FAST_BACKEND=reference"
         )
     loss = hidden.new_empty((), dtype=torch.float32)
-    d_hidden = hidden.new_empty(hidden.shape if want_hidden else 0)
-    d_weight = weight.new_empty(weight.shape if want_weight else 0)
-    d_bias = weight.new_empty(items if want_bias else 0)
+    dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+    d_hidden = hidden.new_empty(hidden.shape if want_hidden else 0, dtype=dtype)
+    d_weight = weight.new_empty(weight.shape if want_weight else 0, dtype=dtype)
+    d_bias = weight.new_empty(items if want_bias else 0, dtype=dtype)
     made = (loss, d_hidden, d_weight, d_bias)
     if not tokens or not items:
         for tensor in made:
@@ -440,9 +453,9 @@ def cross_entropy(
         num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
     chosen = config(_merge)
-    whole, taken, terms = fresh(tokens), fresh(tokens), fresh(tokens)
+    peak, inverse_mass, taken, terms = (fresh(tokens) for _ in range(4))
     _merge[(triton.cdiv(tokens, chosen.blocks["TOKENS"]),)](
-        h, w, b, y, q_y, a, *parts, part_grad, whole, taken, terms,
+        h, w, b, y, q_y, a, *parts, part_grad, peak, inverse_mass, taken, terms,
         d_hidden if want_hidden else terms, tokens, items, dim, shares,
         BIAS=bias is not None, CORRECTED=log_q_targets is not None, GRADIENT=want_hidden,
         **chosen.blocks, WIDTH=width, num_warps=chosen.warps,
@@ -457,8 +470,10 @@ def cross_entropy(
     joined = None if direct else fresh(shares, columns * dim)
     slopes = None if direct else fresh(shares, columns)
     into = (d_weight, d_bias) if joined is None or slopes is None else (joined, slopes)
+    heaviest = a.amax() if h.dtype == torch.float16 else a
     _columns[(tiles, shares)](
-        h, w, b, y, n, q_n, a, whole, taken, *into, tokens, columns, items, dim, per_share,
+        h, w, b, y, n, q_n, a, heaviest, peak, inverse_mass, taken, *into, tokens, columns, items,
+        dim, per_share,
         **flags, PRECISION=precision, **chosen.blocks, WIDTH=width,
         num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
@@ -521,12 +536,15 @@ def _variant(
     constants: dict[str, Any] = {**flags, **config.blocks, "WIDTH": width}
     if matrix:
         constants["PRECISION"] = precision
+    made = "fp32" if dtype == "fp16" else dtype
     types = {
-        **dict.fromkeys(
-            ("hidden", "weight", "bias", "d_hidden", "d_weight", "d_bias"), f"*{dtype}"
-        ),
+        **dict.fromkeys(("hidden", "weight", "bias"), f"*{dtype}"),
+        **dict.fromkeys(("d_hidden", "d_weight", "d_bias"), f"*{made}"),
         **dict.fromkeys(("targets", "negatives", "keys", "order"), "*i64"),
-        **dict.fromkeys(("log_q", "token_weights", "whole", "taken", "terms"), "*fp32"),
+        **dict.fromkeys(
+            ("log_q", "token_weights", "heaviest", "peak", "inverse_mass", "taken", "terms"),
+            "*fp32",
+        ),
         **dict.fromkeys(("part_max", "part_sum", "part_grad", "part_weight", "part_bias"), "*fp32"),
     }
     return Variant(
@@ -537,4 +555,5 @@ def _variant(
         config.warps,
         config.stages,
         matrix=matrix,
+        multiples=("dim",),
     )

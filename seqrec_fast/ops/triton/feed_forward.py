@@ -274,7 +274,8 @@ def _backward_weights(
     own_bias = biases + share.to(tl.int64) * (inner + outputs)
     tl.store(own_bias + unit, d_up_bias, mask=there)
     # every program of the share has the same sums; one stores them
-    tl.store(own_bias + inner + o, d_down_bias, mask=(o < outputs) & (tl.program_id(0) == 0))
+    stored = tl.where(tl.program_id(0) == 0, outputs, 0)
+    tl.store(own_bias + inner + o, d_down_bias, mask=o < stored)
 
 
 def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
@@ -417,4 +418,5 @@ def _variant(name: str, kernel: Any, dtype: str, width: int, precision: str) -> 
         config.warps,
         config.stages,
         matrix=True,
+        multiples=("inputs", "inner", "outputs"),
     )

@@ -306,4 +306,5 @@ def _variant(
         config.warps,
         config.stages,
         matrix=False,
+        multiples=("dim",),
     )
