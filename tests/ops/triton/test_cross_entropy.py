@@ -16,6 +16,7 @@ from tests.ops.triton.guards import MISSING, Guards
 
 pytest.importorskip("triton", reason=MISSING)
 
+from seqrec_fast.errors import InputError
 from seqrec_fast.ops.cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
@@ -140,6 +141,31 @@ def test_types_and_shares(
     judge(*sampled(targets, negatives, token_weights=weights), tensors, dtype, share=2 / 90)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_widest(dtype: torch.dtype, guards: Guards) -> None:
+    tensors, targets = case(17, 40, kernels.WIDEST - 3)
+    judge(*full(targets), tensors, dtype, share=2 / 17)
+
+
+def test_wider_is_refused() -> None:
+    tensors, targets = case(2, 3, kernels.WIDEST + 1)
+    with pytest.raises(InputError, match="width up to 256, found 257"):
+        linear_cross_entropy(*tensors[:2], targets)
+
+
+def test_small_gradients_of_float16_live_until_the_loss_is_scaled() -> None:
+    """Those of the light tokens, of about 1e-6, have two digits or fewer in float16."""
+    tensors, targets = case(20, 40, 8)
+    half = [t.half() for t in tensors]
+    weights = torch.ones(20)
+    weights[0] = 1e6
+    mine, reference = full(targets, weights)
+    found = outputs(lambda *t: mine(*t) * 4096.0, half, torch.float16)[1]
+    exact = outputs(lambda *t: reference(*t) * 4096.0, half, torch.float64)[1]
+    assert found.dtype == torch.float16
+    assert worst(found[1:], exact[1:]) < 2.0**-9 * float(exact[1:].abs().max())
+
+
 @pytest.mark.parametrize("scale", [1e-3, 300.0, 3000.0])
 def test_targets_far_below_the_largest_logit(scale: float) -> None:
     tensors, targets = case(20, 40, 8, scale)
@@ -170,7 +196,7 @@ def test_extremes() -> None:
 def test_nothing_to_do_and_single_gradients(guards: Guards) -> None:
     tensors, targets = case(9, 20, 8)
     none = targets[:0]
-    for call in (*full(none), *sampled(none, targets)):
+    for call in (full(none)[0], sampled(none, targets)[0]):
         found = outputs(call, [tensors[0][:0], *tensors[1:]], torch.float32)
         assert not any(t.any() for t in found)
     loss = linear_cross_entropy(*tensors[:2], targets, token_weights=torch.zeros(9))
@@ -183,11 +209,12 @@ def test_nothing_to_do_and_single_gradients(guards: Guards) -> None:
             torch.testing.assert_close(gradient, want[1 + which] * 3.0, rtol=1e-5, atol=1e-8)
 
 
-def test_operator_is_registered_as_torch_expects() -> None:
+@pytest.mark.parametrize(("dtype", "is_sampled"), [(torch.float32, False), (torch.float16, True)])
+def test_operator_is_registered_as_torch_expects(dtype: torch.dtype, is_sampled: bool) -> None:
     tensors, targets = case(5, 20, 4)
-    tensors = [t.requires_grad_() for t in tensors]
+    leaves = [t.to(dtype).requires_grad_() for t in tensors]
     weights = torch.full((5,), 0.2)
-    operator = torch.ops.seqrec_fast.cross_entropy.default
     extra = (torch.tensor([1, 2, 2]), torch.zeros(3), torch.zeros(5))
-    for more in ((None, None, None), extra):
-        torch.library.opcheck(operator, (*tensors, targets, weights, *more, True, True, True))
+    more = extra if is_sampled else (None, None, None)
+    operator = torch.ops.seqrec_fast.cross_entropy.default
+    torch.library.opcheck(operator, (*leaves, targets, weights, *more, True, True, True))
