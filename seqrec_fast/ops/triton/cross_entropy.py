@@ -54,6 +54,9 @@ __all__ = ["WIDEST", "cross_entropy", "variants"]
 #: width of the table that fits the registers of a program
 WIDEST = 256
 
+#: narrower tables are padded to it, which spares configurations
+NARROWEST = 32
+
 # columns, and tokens, that make a share of its own worthwhile
 _LEAST_COLUMNS = 512
 _LEAST_TOKENS = 256
@@ -117,7 +120,7 @@ def cross_entropy(
     q_n = a if log_q_negatives is None else log_q_negatives.contiguous()
     q_y = a if log_q_targets is None else log_q_targets.contiguous()
     columns = items if negatives is None else n.shape[0]
-    width = max(padded_width(dim), 16)
+    width = max(padded_width(dim), NARROWEST)
     precision = input_precision(h.dtype)
     flags = {"SAMPLED": negatives is not None, "BIAS": bias is not None}
     flags["CORRECTED"] = log_q_negatives is not None
@@ -194,7 +197,7 @@ _KERNELS = {
 def variants() -> Iterator[Variant]:
     """What ships: with bias and gradients, full and sampled."""
     for dtype in DTYPES.values():
-        for width in widths(most=WIDEST):
+        for width in widths(NARROWEST, WIDEST):
             for name, (kernel, own, matrix) in _KERNELS.items():
                 for sampled in (False, True):
                     if not matrix and sampled != (kernel is kernels.scatter):

@@ -280,14 +280,12 @@ def _backward_weights(
 
 def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
     """Tiles of a kernel; float32 without tensor cores holds whole rows in registers."""
+    weights = kernel is _backward_weights
     if element == 4:
-        return (
-            Config({"ROWS": 16, "INNER": 16}, 4, 1)
-            if precise
-            else Config({"ROWS": 32, "INNER": 32}, 4, 1)
-        )
-    if kernel is _backward_weights:
-        return Config({"ROWS": 32, "INNER": 64}, 8 if width > 64 else 4, 1)
+        size = 16 if precise else 32
+        return Config({"ROWS": size, "INNER": size}, 8 if weights or width > 64 else 4, 1)
+    if weights:
+        return Config({"ROWS": 32, "INNER": 64}, 8, 1)
     return Config({"ROWS": 64, "INNER": 32}, 4, 2)
 
 
