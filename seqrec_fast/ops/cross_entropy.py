@@ -439,8 +439,7 @@ def _outputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory of the loss and of the gradients; empty for those that are not wanted.
 
-    Gradients of float16 stay float32 until the gradient of the loss, often large so that small
-    numbers survive float16, has been multiplied in.
+    Those of float16 are float32 until that of the loss, made large by scaling, is multiplied in.
     """
     dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
     return (
@@ -463,11 +462,9 @@ def _backward(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[
     if d_loss is None:
         return (None,) * 11
     if type(d_loss) is not Tensor:  # a tracer
-        made, dtype = ctx.saved_tensors[:3], ctx.saved_tensors[3].dtype
-        scaled = [
-            (g * d_loss).to(dtype) if want else None
-            for g, want in zip(made, ctx.wanted, strict=True)
-        ]
+        # (autograd rounds them to the types of the inputs)
+        made = ctx.saved_tensors[:3]
+        scaled = [g * d_loss if want else None for g, want in zip(made, ctx.wanted, strict=True)]
         return (*scaled, *[None] * 8)
     # Handed out as they are: they may be as large as the table. A second pass would hand out the
     # same memory, which may have been changed meanwhile.
