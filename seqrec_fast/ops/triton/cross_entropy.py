@@ -69,9 +69,9 @@ def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
     if kernel is kernels.scatter:
         return Config({"ENTRIES": 16}, 1, 1)
     if element == 4:
-        small = 16 if precise else 32
-        return Config({"TOKENS": small, "COLUMNS": small}, 4, 1)
-    return Config({"TOKENS": 64, "COLUMNS": 64}, 4, 2)
+        size = 16 if precise else 32
+        return Config({"TOKENS": size, "COLUMNS": size}, 8 if width > 64 else 4, 1)
+    return Config({"TOKENS": 64, "COLUMNS": 64 if width <= 128 else 32}, 4, 2)
 
 
 def _shares(length: int, least: int, tiles: int, tensor: Tensor) -> tuple[int, int]:
@@ -155,18 +155,20 @@ def cross_entropy(
     chosen = config(kernels.columns)
     tiles = triton.cdiv(columns, chosen.blocks["COLUMNS"])
     shares, per_share = _shares(tokens, _LEAST_TOKENS, tiles, h)
-    direct = negatives is None and shares == 1 and want_weight and want_bias
-    joined = None if direct else fresh(shares, columns * dim)
-    slopes = None if direct else fresh(shares, columns)
-    into = (d_weight, d_bias) if joined is None or slopes is None else (joined, slopes)
+    direct = negatives is None and shares == 1
+    if direct:
+        joined = d_weight if want_weight else h.new_empty((items, dim), dtype=dtype)
+        slopes = d_bias if want_bias else h.new_empty(items, dtype=dtype)
+    else:
+        joined, slopes = fresh(shares, columns * dim), fresh(shares, columns)
     heaviest = a.amax() if h.dtype == torch.float16 else a
     kernels.columns[(tiles, shares)](
-        h, w, b, y, n, q_n, a, heaviest, peak, inverse_mass, taken, *into, tokens, columns, items,
-        dim, per_share,
+        h, w, b, y, n, q_n, a, heaviest, peak, inverse_mass, taken, joined, slopes, tokens, columns,
+        items, dim, per_share,
         **flags, PRECISION=precision, **chosen.blocks, WIDTH=width,
         num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
-    if joined is None or slopes is None:
+    if direct:
         return made
     if negatives is None:
         if want_weight:
@@ -225,7 +227,8 @@ def _variant(
     constants: dict[str, Any] = {**flags, **config.blocks, "WIDTH": width}
     if matrix:
         constants["PRECISION"] = precision
-    made = "fp32" if dtype == "fp16" else dtype
+    partial = kernel is kernels.columns and flags["SAMPLED"]
+    made = "fp32" if dtype == "fp16" or partial else dtype
     types = {
         **dict.fromkeys(("hidden", "weight", "bias"), f"*{dtype}"),
         **dict.fromkeys(("d_hidden", "d_weight", "d_bias"), f"*{made}"),
