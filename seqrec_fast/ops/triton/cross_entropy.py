@@ -71,7 +71,10 @@ def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
     if element == 4:
         size = 16 if precise else 32
         return Config({"TOKENS": size, "COLUMNS": size}, 8 if width > 64 else 4, 1)
-    return Config({"TOKENS": 64, "COLUMNS": 64 if width <= 128 else 32}, 4, 2)
+    # what a program owns is larger than what it streams where registers run short
+    if kernel is kernels.forward:
+        return Config({"TOKENS": 64, "COLUMNS": 64 if width <= 64 else 32}, 4, 2)
+    return Config({"TOKENS": 64 if width <= 32 else 32, "COLUMNS": 64}, 4, 2)
 
 
 def _shares(length: int, least: int, tiles: int, tensor: Tensor) -> tuple[int, int]:

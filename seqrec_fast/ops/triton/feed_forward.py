@@ -285,7 +285,7 @@ def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
         size = 16 if precise else 32
         return Config({"ROWS": size, "INNER": size}, 8 if weights or width > 64 else 4, 1)
     if weights:
-        return Config({"ROWS": 32, "INNER": 64}, 8, 1)
+        return Config({"ROWS": 32, "INNER": 32}, 8 if width > 32 else 4, 1)
     return Config({"ROWS": 64, "INNER": 32}, 4, 2)
 
 
