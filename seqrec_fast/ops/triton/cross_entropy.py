@@ -65,9 +65,9 @@ _LEAST_TOKENS = 256
 def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
     """Tiles of a kernel for a width; float32 without tensor cores holds whole rows in registers."""
     if kernel is kernels.merge:
-        return Config({"TOKENS": max(1, 1024 // width)}, 4, 1)
+        return Config({"TOKENS": 2048 // width}, 4, 1)
     if kernel is kernels.scatter:
-        return Config({"ENTRIES": 16}, 1, 1)
+        return Config({"ENTRIES": 16 if width <= 128 else 8}, 1, 1)
     if element == 4:
         size = 16 if precise else 32
         return Config({"TOKENS": size, "COLUMNS": size}, 8 if width > 64 else 4, 1)

@@ -46,7 +46,8 @@ def _config(dim: int) -> Config:
             f"layer_norm: the Triton kernels take up to {WIDEST} columns, found {dim}; "
             "set SEQREC_FAST_BACKEND=reference"
         )
-    return Config({"ROWS": max(1, 1024 // width), "COLUMNS": width}, 8 if width > 1024 else 4, 1)
+    rows = max(1, min(32, 1024 // width))
+    return Config({"ROWS": rows, "COLUMNS": width}, 8 if width > 1024 else 4, 1)
 
 
 @triton.jit(do_not_specialize=["threshold", "rows"])
