@@ -62,16 +62,23 @@ _LEAST_COLUMNS = 512
 _LEAST_TOKENS = 256
 
 
-def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
-    """Tiles of a kernel for a width; float32 without tensor cores holds whole rows in registers."""
+def _config(kernel: Any, width: int, element: int, precise: bool, sampled: bool) -> Config:
+    """Tiles of a kernel that were found not to spill on any architecture.
+
+    Float32 without tensor cores holds whole rows in registers.
+    """
     if kernel is kernels.merge:
-        return Config({"TOKENS": 2048 // width}, 4, 1)
+        return Config({"TOKENS": 2048 // width}, 2 if element == 2 and width == 128 else 4, 1)
     if kernel is kernels.scatter:
-        return Config({"ENTRIES": 16 if width <= 128 else 8}, 1, 1)
+        return Config({"ENTRIES": 16}, 1 if width <= 128 else 2, 1)
     if element == 4:
-        size = 16 if precise else 32
-        return Config({"TOKENS": size, "COLUMNS": size}, 8 if width > 64 else 4, 1)
+        tokens = columns = 16 if precise else 32
+        if precise and width > 128 and kernel is kernels.forward:
+            tokens, columns = (16, 8) if sampled else (8, 16)
+        return Config({"TOKENS": tokens, "COLUMNS": columns}, 8 if width > 64 else 4, 1)
     # what a program owns is larger than what it streams where registers run short
+    if width > 128:
+        return Config({"TOKENS": 32, "COLUMNS": 32}, 4, 2)
     if kernel is kernels.forward:
         return Config({"TOKENS": 64, "COLUMNS": 64 if width <= 64 else 32}, 4, 2)
     return Config({"TOKENS": 64 if width <= 32 else 32, "COLUMNS": 64}, 4, 2)
@@ -132,7 +139,7 @@ def cross_entropy(
         return h.new_empty(shape, dtype=torch.float32)
 
     def config(kernel: Any) -> Config:
-        return _config(kernel, width, h.element_size(), precision == "ieee")
+        return _config(kernel, width, h.element_size(), precision == "ieee", negatives is not None)
 
     chosen = config(kernels.forward)
     tiles = triton.cdiv(tokens, chosen.blocks["TOKENS"])
@@ -226,7 +233,8 @@ def _variant(
     precision: str,
     matrix: bool,
 ) -> Variant:
-    config = _config(kernel, width, 4 if dtype == "fp32" else 2, precision == "ieee")
+    element, sampled = 4 if dtype == "fp32" else 2, flags.get("SAMPLED", False)
+    config = _config(kernel, width, element, precision == "ieee", sampled)
     constants: dict[str, Any] = {**flags, **config.blocks, "WIDTH": width}
     if matrix:
         constants["PRECISION"] = precision

@@ -279,14 +279,20 @@ def _backward_weights(
 
 
 def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
-    """Tiles of a kernel; float32 without tensor cores holds whole rows in registers."""
-    weights = kernel is _backward_weights
+    """Tiles of a kernel that were found not to spill on any architecture.
+
+    Float32 without tensor cores holds whole rows in registers.
+    """
+    weights, by_rows = kernel is _backward_weights, kernel is _backward_rows
+    if element == 4 and precise:
+        return Config({"ROWS": 16, "INNER": 16}, 8 if weights or width > 64 else 4, 1)
     if element == 4:
-        size = 16 if precise else 32
-        return Config({"ROWS": size, "INNER": size}, 8 if weights or width > 64 else 4, 1)
+        rows = 16 if weights and width > 64 else 32
+        warps = 8 if weights or (width > 64 and not by_rows) else 4
+        return Config({"ROWS": rows, "INNER": 32}, warps, 1)
     if weights:
-        return Config({"ROWS": 32, "INNER": 32}, 8 if width > 32 else 4, 1)
-    return Config({"ROWS": 64, "INNER": 32}, 4, 2)
+        return Config({"ROWS": 32, "INNER": 32}, 8 if width > 16 else 4, 1)
+    return Config({"ROWS": 64, "INNER": 32}, 8 if by_rows and width > 64 else 4, 2)
 
 
 def _sizes(x: Tensor, inputs: int, outputs: int) -> tuple[int, int, str]:
