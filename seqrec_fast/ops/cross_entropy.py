@@ -437,12 +437,16 @@ def _fake(
 def _outputs(
     hidden: Tensor, weight: Tensor, want_hidden: bool, want_weight: bool, want_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Memory of the loss and of the gradients; empty for those that are not wanted."""
+    """Memory of the loss and of the gradients; empty for those that are not wanted.
+
+    Those of float16 are float32 until that of the loss, made large by scaling, is multiplied in.
+    """
+    dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
     return (
         hidden.new_empty((), dtype=_wide(hidden)),
-        hidden.new_empty(hidden.shape if want_hidden else 0),
-        weight.new_empty(weight.shape if want_weight else 0),
-        weight.new_empty(weight.shape[0] if want_bias else 0),
+        hidden.new_empty(hidden.shape if want_hidden else 0, dtype=dtype),
+        weight.new_empty(weight.shape if want_weight else 0, dtype=dtype),
+        weight.new_empty(weight.shape[0] if want_bias else 0, dtype=dtype),
     )
 
 
@@ -458,6 +462,7 @@ def _backward(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[
     if d_loss is None:
         return (None,) * 11
     if type(d_loss) is not Tensor:  # a tracer
+        # (autograd rounds them to the types of the inputs)
         made = ctx.saved_tensors[:3]
         scaled = [g * d_loss if want else None for g, want in zip(made, ctx.wanted, strict=True)]
         return (*scaled, *[None] * 8)
@@ -474,7 +479,7 @@ def _backward(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[
         # the value of a tensor of a GPU is not asked for, the host would have to wait for it
         unchanged = not d_loss.is_cuda and float(d_loss) == 1.0
         given = [
-            (g if unchanged else g.mul_(d_loss)) if want else None
+            (g if unchanged else g.mul_(d_loss)).to(saved[3].dtype) if want else None
             for g, want in zip(saved[:3], ctx.wanted, strict=True)
         ]
     sources = (d_loss, *saved[3:])
@@ -490,4 +495,5 @@ _CROSS_ENTROPY = register(
     backward=_backward,
     setup_context=_save,
     remedy=_REMEDY,
+    gpu="triton.cross_entropy:cross_entropy",
 )
