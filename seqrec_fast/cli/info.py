@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +27,8 @@ examples:
 """
 
 BACKENDS = ("reference", "native", "cuda", "triton")
+_GPU_KINDS = {"cuda": "CUDA", "triton": "Triton"}
+_WITHOUT_GPU_KERNELS = {"linear": "on a GPU torch's own product (cuBLAS) computes it"}
 
 #: package -> the extra that brings it; nothing where the core needs it
 _PACKAGES = {
@@ -108,15 +112,16 @@ def operations() -> dict[str, dict[str, dict[str, Any]]]:
     native = _native_operations()
     missing = "torch is not installed: pip install 'seqrec-fast[train]'"
     torch = None if find_spec("torch") else missing
+    kernels = {
+        kind: {path.stem for folder in folders for path in folder.glob(f"{kind}/[!_]*.py")}
+        for kind in _GPU_KINDS
+    }
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in names:
         reasons: dict[str, str | None] = {
             "reference": torch,
             "native": _why_not_native(name, native),
-            "cuda": "no CUDA kernel in this version",
-            "triton": None
-            if any((folder / "triton" / f"{name}.py").is_file() for folder in folders)
-            else "no Triton kernel in this version",
+            **{kind: torch or _why_not_gpu(name, kind, kernels) for kind in _GPU_KINDS},
         }
         found[name] = {
             backend: {"available": reasons[backend] is None, "reason": reasons[backend]}
@@ -138,6 +143,39 @@ def _why_not_native(operation: str, native: set[str] | str) -> str | None:
     if isinstance(native, str):
         return native
     return None if operation in native else "no native kernel in this version"
+
+
+def _why_not_gpu(operation: str, kind: str, kernels: Mapping[str, set[str]]) -> str | None:
+    """Why an operation has no kernels of this kind, or why they cannot run on a GPU here."""
+    if operation not in kernels[kind]:
+        others = [title for k, title in _GPU_KINDS.items() if operation in kernels[k]]
+        if others:
+            return f"the kernels for GPUs are in {others[0]}"
+        none = f"no {_GPU_KINDS[kind]} kernel in this version"
+        return _WITHOUT_GPU_KERNELS.get(operation, none)
+    forced = kind in os.environ.get("SEQREC_FAST_BACKEND", "").split(",")
+    if not forced and not _torch_for_gpus():
+        return f"torch {_version('torch')} was built without CUDA"
+    # whether there is a GPU only torch knows, which takes seconds to load
+    try:
+        backend = import_module("seqrec_fast.ops._backend")
+        found: str | None = backend.unavailable(operation, "cpu" if forced else "cuda")
+    except ImportError as error:
+        return " ".join(str(error).split())
+    return found
+
+
+@cache
+def _torch_for_gpus() -> bool:
+    """Whether torch was built for GPUs, read from its files without loading it."""
+    spec = find_spec("torch")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        try:
+            text = (Path(place) / "version.py").read_text(encoding="utf-8")
+        except OSError:
+            return True  # unknown: torch itself will tell
+        return re.search(r"^(cuda|hip)\b[^=\n]*=\s*['\"]", text, re.MULTILINE) is not None
+    return False
 
 
 def _version(package: str) -> str | None:

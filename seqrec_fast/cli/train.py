@@ -73,10 +73,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Carries the command out and returns the exit code."""
+    from seqrec_fast.training.fit import training_device
     from seqrec_fast.training.options import ModelOptions, TrainingOptions, split_options
 
     options = dataclass_values(args, ModelOptions) | dataclass_values(args, TrainingOptions)
-    split_options(options)  # wrong values are told before anything is read
+    # wrong values, and a device that is not there, are told before anything is read
+    _, training_options = split_options(options)
+    training_device(training_options)
     threads = check_threads(options.get("threads"))
     out = _checked_out(args.out)
     checkpoint = _checked_checkpoint(args.checkpoint, out, args.resume)

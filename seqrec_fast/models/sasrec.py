@@ -13,7 +13,8 @@ from seqrec_fast.models.options import ModelOptions
 from seqrec_fast.nn.attention import CausalSelfAttention
 from seqrec_fast.nn.feed_forward import FeedForward
 from seqrec_fast.nn.layer_norm import LayerNorm
-from seqrec_fast.ops._rows import EqualRun, equal_runs
+from seqrec_fast.ops._rows import EqualRun
+from seqrec_fast.ops.attention import runs_for
 from seqrec_fast.ops.embedding import sequence_embedding
 
 __all__ = ["SASRec"]
@@ -36,7 +37,7 @@ class Block(torch.nn.Module):
         x: Tensor,
         normed: Tensor,
         offsets: Tensor,
-        runs: list[EqualRun],
+        runs: list[EqualRun] | None,
         following: LayerNorm,
     ) -> tuple[Tensor, Tensor]:
         """Takes ``x`` and its norm; returns the result and its norm by ``following``.
@@ -71,14 +72,8 @@ class SASRec(SequenceModel):
 
     def forward(self, batch: JaggedBatch[Tensor]) -> Tensor:
         """Embeds every token; see :meth:`SequenceModel.forward`."""
-        lengths = batch.offsets[1:] - batch.offsets[:-1]
-        longest = int(lengths.max()) if len(lengths) else 0
-        if longest > self.options.max_length:
-            raise InputError(
-                f"batch: a row has {longest} events, the model was made for "
-                f"{self.options.max_length}; pass batch.last({self.options.max_length})"
-            )
-        runs = equal_runs(batch.offsets)
+        if not batch.offsets.is_cuda:  # the host must not wait for a GPU
+            self._check_lengths(batch)
         x = sequence_embedding(
             self.item_embedding.weight,
             batch.values,
@@ -88,9 +83,19 @@ class SASRec(SequenceModel):
         )
         norms = self._norms()
         normed = norms[0](x)
+        runs = runs_for(normed, batch.offsets)
         for block, following in zip(self.blocks, norms[1:], strict=True):
             x, normed = block(x, normed, batch.offsets, runs, following)
         return self.finish(normed, batch)
+
+    def _check_lengths(self, batch: JaggedBatch[Tensor]) -> None:
+        lengths = batch.offsets[1:] - batch.offsets[:-1]
+        longest = int(lengths.max()) if len(lengths) else 0
+        if longest > self.options.max_length:
+            raise InputError(
+                f"batch: a row has {longest} events, the model was made for "
+                f"{self.options.max_length}; pass batch.last({self.options.max_length})"
+            )
 
     def _norms(self) -> list[LayerNorm]:
         """The norm that each block begins with, and the last one."""

@@ -101,9 +101,8 @@ class HSTULayer(torch.nn.Module):
             v,
             offsets,
             normaliser=float(self.max_length),
-            # under autocast the projection has made the others narrower
-            bias=self.bias.to(q.dtype),
-            time_bias=None if self.time_bias is None else self.time_bias.to(q.dtype),
+            bias=self.bias,
+            time_bias=self.time_bias,
             times=None if self.time_bias is None else times,
         )
         normed = self.attention_norm(mixed.reshape(tokens, self.heads * self.width))

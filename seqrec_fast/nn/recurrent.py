@@ -19,8 +19,8 @@ from seqrec_fast.ops.recurrent import (
     CELLS,
     Cell,
     CellActivation,
+    backend_of,
     recurrent,
-    runs_native,
 )
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
@@ -202,10 +202,10 @@ class Recurrent(torch.nn.Module):
         weights = [self._weights(layer) for layer in range(self.num_layers)]
         flat = [w for one in weights for w in one]
         present = [t for t in (*flat, *(given or ())) if t is not None]
-        native = runs_native(values)
+        backend = backend_of(values)
         # past the dispatcher of torch where nothing is asked of it
         direct = (
-            native
+            backend == "native"
             and not needs_gradient(values, *flat, *(given or ()))
             and runs_directly(values, *present)
             and _all_native(*present)
@@ -217,7 +217,7 @@ class Recurrent(torch.nn.Module):
             if offsets is None:
                 length = values.shape[0] // max(rows, 1)
                 offsets = torch.arange(rows + 1, device=values.device) * length
-            plan = None if native else time_major(offsets)
+            plan = time_major(offsets) if backend == "reference" else None
         finals = []
         for layer in range(self.num_layers):
             if layer and self.dropout:

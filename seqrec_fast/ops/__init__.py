@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from seqrec_fast.ops.attention import attention, packed_attention
 from seqrec_fast.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
-from seqrec_fast.ops.decode_attention import decode_attention
+from seqrec_fast.ops.decode_attention import decode_attention, paged_decode_attention
 from seqrec_fast.ops.dropout import dropout
 from seqrec_fast.ops.embedding import embedding, sequence_embedding
 from seqrec_fast.ops.feed_forward import feed_forward
@@ -27,6 +27,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "packed_attention",
+    "paged_decode_attention",
     "recurrent",
     "sampled_cross_entropy",
     "score_topk",

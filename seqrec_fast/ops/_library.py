@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """How native kernels become operators of torch: one library, registered with their shapes.
 
-An operator has a CPU implementation that takes and returns tensors, a *fake* one that makes empty
-tensors of the right shapes (what ``torch.compile`` traces with), and, where it is differentiable,
-a backward. ``torch.library.Library`` is used directly, because the decorators around it cost up to
-a hundred microseconds a call.
+An operator has a CPU implementation that takes and returns tensors, perhaps one for GPUs, a *fake*
+one that makes empty tensors of the right shapes (what ``torch.compile`` traces with), and, where it
+is differentiable, a backward. ``torch.library.Library`` is used directly, because the decorators
+around it cost up to a hundred microseconds a call.
 
 The dispatcher itself costs some ten microseconds in each direction, as much as a small kernel. So
-where nothing but the CPU implementation could come of a call (plain tensors, nothing traced, no
-mode or transform active), it is called at once, by a plain ``autograd.Function`` where a gradient
-is wanted.
+where nothing but one implementation could come of a call (plain tensors, nothing traced, no mode or
+transform active), it is called at once, by a plain ``autograd.Function`` where a gradient is
+wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import cache
+from importlib import import_module
+from typing import Any, cast
 
 import torch
 
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._backend import Backend, announce, emulates
 
 __all__ = [
     "NAMESPACE",
@@ -47,6 +50,7 @@ def register(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     remedy: str = SECOND_REMEDY,
+    gpu: str | None = None,
 ) -> Callable[..., Any]:
     """Defines ``torch.ops.seqrec_fast.NAME`` and returns it.
 
@@ -60,10 +64,21 @@ def register(
         setup_context: as there: saves what the backward needs, and with it every input that the
             gradients depend on.
         remedy: what to do where gradients of the gradients are wanted.
+        gpu: module below ``seqrec_fast.ops`` and function, ``"triton.attention:attention"``, that
+            runs for tensors of a GPU; imported when it is first called. It takes and returns what
+            ``cpu`` does, on the stream and the device that are current when it is called (the
+            device is that of its tensors), and never waits for the GPU. Where the variable
+            ``SEQREC_FAST_BACKEND`` names its kind, it runs for tensors of the CPU too.
     """
     name = schema.partition("(")[0].strip()
     qualified = f"{NAMESPACE}::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+    on_gpu: Callable[..., Any] | None = None
+    if gpu is not None:
+        kernels = _imported(gpu)
+        cpu = _emulated(gpu.partition(".")[0], kernels, cpu)
+        on_gpu = _on_device(kernels)
+        _LIBRARY.impl(name, on_gpu, "CUDA")  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
 
@@ -79,15 +94,64 @@ def register(
         qualified, backward or refuse, setup_context=setup_context, lib=_LIBRARY
     )
     operator: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
-    differentiable = (
-        operator if backward is None else _function(name, cpu, backward, setup_context, remedy)
-    )
+    direct = {"cpu": cpu} if on_gpu is None else {"cpu": cpu, "cuda": on_gpu}
+    differentiable = {
+        device: operator
+        if backward is None
+        else _function(name, implementation, backward, setup_context, remedy)
+        for device, implementation in direct.items()
+    }
 
     def call(*arguments: Any) -> Any:
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-        if not runs_directly(*tensors):
+        device = _direct_device(tensors)
+        if device not in direct:
             return operator(*arguments)
-        return (differentiable if needs_gradient(*tensors) else cpu)(*arguments)
+        return (differentiable if needs_gradient(*tensors) else direct)[device](*arguments)
+
+    return call
+
+
+def _imported(target: str) -> Callable[..., Any]:
+    """The function ``MODULE:NAME`` below ``seqrec_fast.ops``, imported when first called."""
+    module, _, function = target.partition(":")
+    announce(module)
+
+    @cache
+    def found() -> Callable[..., Any]:
+        return cast("Callable[..., Any]", getattr(import_module(f"{_OPS}.{module}"), function))
+
+    def call(*arguments: Any) -> Any:
+        return found()(*arguments)
+
+    return call
+
+
+_OPS = "seqrec_fast.ops"
+
+
+def _emulated(
+    backend: str, kernels: Callable[..., Any], cpu: Callable[..., Any]
+) -> Callable[..., Any]:
+    """``cpu``, or the kernels for a GPU where these are chosen for tensors of the CPU."""
+
+    def call(*arguments: Any) -> Any:
+        return (kernels if emulates(cast("Backend", backend)) else cpu)(*arguments)
+
+    return call
+
+
+def _on_device(kernels: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernels`` with the device of their tensors as the current one."""
+
+    def call(*arguments: Any) -> Any:
+        for a in arguments:
+            if isinstance(a, torch.Tensor) and a.is_cuda:
+                if a.device.index == torch.cuda.current_device():
+                    break
+                with torch.cuda.device(a.device):
+                    return kernels(*arguments)
+        return kernels(*arguments)
 
     return call
 
@@ -104,13 +168,26 @@ def runs_directly(*tensors: torch.Tensor) -> bool:
 
     Transforms of ``torch.func`` have been refused by ``choose_backend``.
     """
+    return _direct_device(tensors) == "cpu"
+
+
+def _direct_device(tensors: Iterable[torch.Tensor]) -> str:
+    """``cpu`` or ``cuda`` where the dispatcher could only come to that implementation, else empty.
+
+    A tensor of the CPU (a seed) may stand among those of a GPU, as for the dispatcher.
+    """
     if _compiling() or _modes() or _tracing() is not None:
-        return False
+        return ""
+    device = "cpu"
     for tensor in tensors:
         # the memory of a lazily negated tensor holds the opposite numbers
-        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.is_neg():
-            return False
-    return True
+        if type(tensor) not in _PLAIN or tensor.is_neg():
+            return ""
+        if not tensor.is_cpu:
+            if not tensor.is_cuda:
+                return ""
+            device = "cuda"
+    return device
 
 
 def needs_gradient(*tensors: torch.Tensor | None) -> bool:
@@ -154,7 +231,7 @@ def _refusal(name: str, remedy: str) -> str:
 
 def _function(
     name: str,
-    cpu: Callable[..., Any],
+    implementation: Callable[..., Any],
     backward: Callable[..., Any],
     setup_context: Callable[..., None] | None,
     remedy: str,
@@ -162,7 +239,7 @@ def _function(
     """The operator as an ``autograd.Function``."""
 
     def forward(ctx: Any, *arguments: Any) -> Any:
-        output = cpu(*arguments)
+        output = implementation(*arguments)
         if setup_context is not None:
             setup_context(ctx, arguments, output)
         return output

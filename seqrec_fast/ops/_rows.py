@@ -122,8 +122,13 @@ def permute_tokens(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     return result
 
 
-def token_positions(offsets: Tensor) -> Tensor:
-    """int64 ``[tokens]``: position of each token in its row, counted from the start of the row."""
-    lengths = offsets[1:] - offsets[:-1]
-    starts = torch.repeat_interleave(offsets[:-1], lengths)
-    return torch.arange(int(offsets[-1]), device=offsets.device) - starts
+def token_positions(offsets: Tensor, tokens: int) -> Tensor:
+    """int64 ``[tokens]``: position of each token in its row, counted from the start of the row.
+
+    Args:
+        offsets: int64 ``[rows + 1]``.
+        tokens: its last entry, which a GPU is not asked for.
+    """
+    place = torch.arange(tokens, device=offsets.device)
+    row = torch.bucketize(place, offsets[1:], right=True)
+    return place - offsets[row]

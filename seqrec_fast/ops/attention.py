@@ -12,7 +12,6 @@ is padded; sort the rows of a batch by length to keep its number of calls low.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
-from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops._autocast import compute_dtype, narrow
+from seqrec_fast.ops._backend import choose_backend, forced_kernels
 from seqrec_fast.ops._checks import check_device, check_heads, check_jagged, check_offsets
 from seqrec_fast.ops._library import SECOND_REMEDY, register
 from seqrec_fast.ops._rows import EqualRun, equal_runs
@@ -60,8 +60,9 @@ def attention(
         InputError: shapes do not fit one another or the offsets, or the native backend is forced
             where it cannot run.
     """
+    q, k, v = narrow(q, k, v)
     _check(q, k, v, offsets)
-    if not _runs_natively(q, dropout):
+    if not _has_kernels(q, dropout):
         return attention_reference(
             q, k, v, offsets, causal=causal, scale=scale, dropout=dropout, runs=runs
         )
@@ -96,9 +97,10 @@ def packed_attention(
     """
     if qkv.ndim != 4 or qkv.shape[1] != 3:
         raise InputError(f"qkv: expected [tokens, 3, heads, width], found {tuple(qkv.shape)}")
+    (qkv,) = narrow(qkv)
     q, k, v = qkv.unbind(1)
     _check(q, k, v, offsets)
-    if not _runs_natively(qkv, dropout):
+    if not _has_kernels(qkv, dropout):
         return attention_reference(
             q, k, v, offsets, causal=causal, scale=scale, dropout=dropout, runs=runs
         )
@@ -148,15 +150,26 @@ def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
         check_jagged("q", q, offsets)
 
 
-def _runs_natively(q: Tensor, dropout: float) -> bool:
+def _has_kernels(q: Tensor, dropout: float) -> bool:
     if choose_backend("attention", q.device, q.dtype) == "reference":
         return False
-    if dropout > 0.0 and os.environ.get("SEQREC_FAST_BACKEND") == "native":
+    if dropout > 0.0 and (forced := forced_kernels()):
         raise InputError(
-            f"SEQREC_FAST_BACKEND=native: attention has no native dropout, found {dropout}; "
-            "set it to 0 or unset the variable"
+            f"SEQREC_FAST_BACKEND={forced}: the kernels of attention have no dropout, found "
+            f"{dropout}; set it to 0 or unset the variable"
         )
     return dropout <= 0.0
+
+
+def runs_for(x: Tensor, offsets: Tensor) -> list[EqualRun] | None:
+    """What layers may share as ``runs``; None where the kernels run, which need no such cut.
+
+    Args:
+        x: floating, of the device and dtype of the queries.
+        offsets: int64 ``[rows + 1]``.
+    """
+    reads = choose_backend("attention", x.device, compute_dtype(x)) == "reference"
+    return equal_runs(offsets) if reads else None
 
 
 def _scale(q: Tensor, scale: float | None) -> float:
@@ -202,7 +215,8 @@ def _forward(
 def _forward_fake(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(2, q.shape[1], q.shape[0])
+    statistics = q.new_empty(2, q.shape[1], q.shape[0], dtype=torch.float32)
+    return q.new_empty(q.shape), statistics
 
 
 def _packed_forward(

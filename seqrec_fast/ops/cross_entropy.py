@@ -23,6 +23,7 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._autocast import narrow
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._checks import (
     check_device,
@@ -62,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs[0] else None
         d_weight = torch.zeros_like(weight) if needs[1] else None
         d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None
-        total = hidden.new_zeros(())
+        total = hidden.new_zeros((), dtype=token_weights.dtype)
         for begin in range(0, hidden.shape[0], chunk):
             part = slice(begin, begin + chunk)
             h, y, a = hidden[part], targets[part, None], token_weights[part, None]
@@ -75,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if any(needs):
                 # gradient of the logits: weight * (softmax - one-hot of the target)
                 z.mul_(a / mass)
-                z.scatter_add_(1, y, -a)
+                z.scatter_add_(1, y, -a.to(z.dtype))
                 if d_hidden is not None:
                     torch.mm(z, weight, out=d_hidden[part])
                 if d_weight is not None:
@@ -114,12 +115,13 @@ def linear_cross_entropy(
         token_weights: non-negative ``[tokens]``; every token counts the same where None.
 
     Returns:
-        A scalar: ``sum(weights * loss) / sum(weights)``, 0 without tokens. Differentiable once in
-        ``hidden``, ``weight`` and ``bias``.
+        A scalar: ``sum(weights * loss) / sum(weights)``, 0 without tokens; float32 where
+        ``hidden`` is of a half type. Differentiable once in ``hidden``, ``weight`` and ``bias``.
 
     Raises:
         InputError: shapes or dtypes do not fit or a target is not an item.
     """
+    hidden, weight, bias = narrow(hidden, weight, bias)
     if choose_backend("cross_entropy", hidden.device, hidden.dtype) == "reference":
         return linear_cross_entropy_reference(
             hidden, weight, targets, bias, token_weights=token_weights
@@ -195,6 +197,7 @@ def sampled_cross_entropy(
         InputError: shapes or dtypes do not fit, only the targets are corrected, or a target or
             negative is not an item.
     """
+    hidden, weight, bias = narrow(hidden, weight, bias)
     if choose_backend("cross_entropy", hidden.device, hidden.dtype) == "reference":
         return sampled_cross_entropy_reference(
             hidden,
@@ -247,7 +250,7 @@ def sampled_cross_entropy_reference(
     if log_q_negatives is not None:
         shift = -log_q_negatives if shift is None else shift - log_q_negatives
     chunk = max(1, chunk_logits // negatives.shape[0])
-    total = hidden.new_zeros(())
+    total = hidden.new_zeros((), dtype=weights.dtype)
     for begin in range(0, hidden.shape[0], chunk):
         part = slice(begin, begin + chunk)
         h, y = hidden[part], targets[part]
@@ -267,13 +270,19 @@ def sampled_cross_entropy_reference(
 
 def _normalised(hidden: Tensor, token_weights: Tensor | None) -> Tensor:
     tokens = hidden.shape[0]
+    dtype = _wide(hidden)
     if token_weights is None:
-        return hidden.new_full((tokens,), 1.0 / max(tokens, 1))
+        return hidden.new_full((tokens,), 1.0 / max(tokens, 1), dtype=dtype)
     if token_weights.shape != (tokens,):
         raise InputError(f"token_weights: expected [{tokens}], found {tuple(token_weights.shape)}")
     check_device("hidden", hidden, token_weights=token_weights)
-    total = token_weights.sum()
-    return (token_weights / torch.where(total > 0, total, torch.ones_like(total))).to(hidden.dtype)
+    total = token_weights.sum(dtype=torch.promote_types(dtype, token_weights.dtype))
+    return (token_weights / torch.where(total > 0, total, torch.ones_like(total))).to(dtype)
+
+
+def _wide(hidden: Tensor) -> torch.dtype:
+    """The type of the loss and of the weights: a half type has too few digits for sums of them."""
+    return torch.promote_types(hidden.dtype, torch.float32)
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
@@ -295,6 +304,9 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None)
 
 def _check_items(weight: Tensor, **numbers: Tensor) -> None:
     check_values(**numbers)
+    # on a GPU torch itself refuses what is no item; a look here would wait for it
+    if weight.is_cuda:
+        return
     for name, tensor in numbers.items():
         if tensor.numel() and not (0 <= int(tensor.min()) and int(tensor.max()) < weight.shape[0]):
             raise InputError(
@@ -355,8 +367,8 @@ def _native(
         targets,
         _normalised(hidden, token_weights),
         negatives,
-        None if log_q_negatives is None else log_q_negatives.to(hidden.dtype),
-        None if log_q_targets is None else log_q_targets.to(hidden.dtype),
+        None if log_q_negatives is None else log_q_negatives.to(_wide(hidden)),
+        None if log_q_targets is None else log_q_targets.to(_wide(hidden)),
         *wanted,
     )[0]
     return loss
@@ -437,7 +449,7 @@ def _outputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory of the loss and of the gradients; empty for those that are not wanted."""
     return (
-        hidden.new_empty(()),
+        hidden.new_empty((), dtype=_wide(hidden)),
         hidden.new_empty(hidden.shape if want_hidden else 0),
         weight.new_empty(weight.shape if want_weight else 0),
         weight.new_empty(weight.shape[0] if want_bias else 0),
@@ -469,9 +481,10 @@ def _backward(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[
     ctx.spent = True
     saved = ctx.saved_tensors
     with torch.no_grad():
-        scale = float(d_loss)
+        # the value of a tensor of a GPU is not asked for, the host would have to wait for it
+        unchanged = not d_loss.is_cuda and float(d_loss) == 1.0
         given = [
-            (g if scale == 1.0 else g.mul_(scale)) if want else None
+            (g if unchanged else g.mul_(d_loss)) if want else None
             for g, want in zip(saved[:3], ctx.wanted, strict=True)
         ]
     sources = (d_loss, *saved[3:])

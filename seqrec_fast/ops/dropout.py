@@ -51,7 +51,7 @@ def dropout(x: Tensor, p: float, *, seed: int | Tensor | None = None) -> Tensor:
         raise InputError("x: expected [..., columns], found a scalar")
     if p == 0.0:
         return x
-    key = seed_tensor(seed)
+    key = seed_tensor(seed, x.device)
     if choose_backend("dropout", x.device, x.dtype) == "reference":
         return x * keep_factors(x, p, key)
     out: Tensor = _DROPOUT(x, p, key)
@@ -61,7 +61,7 @@ def dropout(x: Tensor, p: float, *, seed: int | Tensor | None = None) -> Tensor:
 def dropout_reference(x: Tensor, p: float, *, seed: int | Tensor | None = None) -> Tensor:
     """The definition of :func:`dropout` in plain torch, any floating dtype and device."""
     check_probability(p)
-    return x if p == 0.0 else x * keep_factors(x, p, seed_tensor(seed))
+    return x if p == 0.0 else x * keep_factors(x, p, seed_tensor(seed, x.device))
 
 
 def check_probability(p: float) -> None:
@@ -74,24 +74,29 @@ def check_probability(p: float) -> None:
         raise InputError(f"dropout: must be at least 0 and below 1, found {p}")
 
 
-def seed_tensor(seed: int | Tensor | None) -> Tensor:
-    """The seed as an int64 tensor of one element on the CPU, drawn where None."""
+def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """The seed as an int64 tensor of one element, drawn where None.
+
+    It lies on the CPU, or for a GPU on that: the host need not wait for it, and the replay of a
+    CUDA graph draws anew.
+    """
+    where = device if device.type == "cuda" else torch.device("cpu")
     if seed is None:
-        return torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64)
+        return torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device=where)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise InputError(
                 f"seed: expected one int64, found {seed.dtype} of shape {tuple(seed.shape)}"
             )
         check_values(seed=seed)
-        return seed.reshape(1).cpu()
+        return seed.reshape(1).to(where)
     try:
         number = operator.index(seed)
     except TypeError:
         raise InputError(f"seed: expected a whole number, found {seed!r}") from None
     if not -(1 << 63) <= number < 1 << 63:
         raise InputError(f"seed: must fit in 64 bits, found {number}")
-    return torch.tensor([number], dtype=torch.int64)
+    return torch.full((1,), number, dtype=torch.int64, device=where)
 
 
 def _signed(word: int) -> int:

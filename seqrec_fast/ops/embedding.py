@@ -53,7 +53,11 @@ def embedding_reference(weight: Tensor, ids: Tensor) -> Tensor:
     """The definition of :func:`embedding` in plain torch, any floating dtype and device."""
     _check(weight, ids)
     check_values(ids=ids)
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < weight.shape[0]):
+    if (
+        ids.numel()
+        and not ids.is_cuda
+        and not (0 <= int(ids.min()) and int(ids.max()) < weight.shape[0])
+    ):
         raise InputError(
             f"ids: found {int(ids.min())} to {int(ids.max())}, but the rows of weight are 0 to "
             f"{weight.shape[0] - 1}"
@@ -90,7 +94,7 @@ def sequence_embedding(
     """
     _check_sequences(weight, ids, position_weight, offsets)
     check_probability(dropout)
-    key = seed_tensor(seed) if dropout else None
+    key = seed_tensor(seed, weight.device) if dropout else None
     if choose_backend("embedding", weight.device, weight.dtype) == "reference":
         return sequence_embedding_reference(
             weight, ids, position_weight, offsets, dropout=dropout, seed=key
@@ -111,8 +115,9 @@ def sequence_embedding_reference(
     """The definition of :func:`sequence_embedding` in plain torch, any dtype and device."""
     _check_sequences(weight, ids, position_weight, offsets)
     check_jagged("ids", ids, offsets)
-    places = token_positions(offsets)
-    if len(places) and int(places.max()) >= position_weight.shape[0]:
+    places = token_positions(offsets, ids.shape[0])
+    # on a GPU torch itself refuses rows that are not there; a look here would wait for it
+    if len(places) and not places.is_cuda and int(places.max()) >= position_weight.shape[0]:
         raise InputError(
             f"offsets: a row has {int(places.max()) + 1} tokens, but there are "
             f"{position_weight.shape[0]} positions"
@@ -242,6 +247,7 @@ _BACKWARD = register(
     " SymInt positions, float p, Tensor? seed) -> (Tensor, Tensor)",
     _backward_cpu,
     _backward_fake,
+    gpu="cuda.embedding:embedding_backward",
 )
 
 
@@ -266,4 +272,5 @@ _EMBEDDING = register(
     _fake,
     backward=_backward,
     setup_context=_save,
+    gpu="cuda.embedding:embedding",
 )

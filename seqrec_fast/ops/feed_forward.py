@@ -17,6 +17,7 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.native import ACTIVATIONS
+from seqrec_fast.ops._autocast import narrow
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._checks import check_like
 from seqrec_fast.ops._library import needs_gradient, register
@@ -57,9 +58,12 @@ def feed_forward(
     Raises:
         InputError: shapes or dtypes do not fit, or an option is unknown or out of range.
     """
+    x, up_weight, up_bias, down_weight, down_bias = narrow(
+        x, up_weight, up_bias, down_weight, down_bias
+    )
     _check(x, up_weight, up_bias, down_weight, down_bias, activation)
     check_probability(dropout)
-    key = seed_tensor(seed) if dropout else None
+    key = seed_tensor(seed, x.device) if dropout else None
     if choose_backend("feed_forward", x.device, x.dtype) == "reference":
         return feed_forward_reference(
             x,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._autocast import narrow
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._checks import (
     check_device,
@@ -76,6 +77,7 @@ def hstu_attention(
     Raises:
         InputError: shapes or dtypes do not fit one another or the offsets.
     """
+    q, k, v, bias, time_bias = narrow(q, k, v, bias, time_bias)
     _check(q, k, v, offsets, normaliser, bias, time_bias, times)
     scale = max(int(q.shape[2]), 1) ** -0.5 if scale is None else scale
     if choose_backend("hstu_attention", q.device, q.dtype) == "reference":

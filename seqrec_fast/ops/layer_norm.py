@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._autocast import wide
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._library import address, register
 from seqrec_fast.ops.dropout import check_probability, dropout_reference, seed_tensor, seed_word
@@ -41,6 +42,7 @@ def layer_norm(
     Raises:
         InputError: shapes or dtypes do not fit.
     """
+    x, weight, bias = wide(x, weight, bias)
     _check(x, weight, bias)
     if choose_backend("layer_norm", x.device, x.dtype) == "reference":
         return layer_norm_reference(x, weight, bias, eps=eps)
@@ -83,10 +85,11 @@ def add_layer_norm(
     Raises:
         InputError: shapes or dtypes do not fit, or the probability is out of range.
     """
+    x, residual, weight, bias = wide(x, residual, weight, bias)
     _check_residual(x, residual)
     _check(x, weight, bias)
     check_probability(dropout)
-    key = seed_tensor(seed) if dropout else None
+    key = seed_tensor(seed, x.device) if dropout else None
     if choose_backend("layer_norm", x.device, x.dtype) == "reference":
         return add_layer_norm_reference(
             x, residual, weight, bias, eps=eps, dropout=dropout, seed=key
@@ -149,7 +152,7 @@ def _run(
     rows = x.numel() // dim
     out = torch.empty_like(x)
     total = None if residual is None else torch.empty_like(x)
-    mean, rstd = x.new_empty(rows), x.new_empty(rows)
+    mean, rstd = _statistics(x)
     residual = None if residual is None else residual.contiguous()
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -171,6 +174,12 @@ def _run(
     return total, out, mean, rstd
 
 
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory of mean and inverse deviation of each row, float32 whatever the type of ``x``."""
+    rows = x.numel() // x.shape[-1]
+    return x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.float32)
+
+
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,9 +189,7 @@ def _forward(
 def _fake(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.numel() // x.shape[-1]
-    like = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return like, x.new_empty(rows), x.new_empty(rows)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), *_statistics(x)
 
 
 def _add_forward(

@@ -18,6 +18,7 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.native import ACTIVATIONS
+from seqrec_fast.ops._autocast import narrow
 from seqrec_fast.ops._backend import choose_backend
 from seqrec_fast.ops._checks import check_like
 from seqrec_fast.ops._library import address, needs_gradient, register
@@ -52,6 +53,7 @@ def linear(
     Raises:
         InputError: shapes or dtypes do not fit, or the activation is unknown.
     """
+    x, weight, bias = narrow(x, weight, bias)
     _check(x, weight, bias, activation)
     if choose_backend("linear", x.device, x.dtype) == "reference":
         return _FUNCTIONS[activation](torch.nn.functional.linear(x, weight, bias))

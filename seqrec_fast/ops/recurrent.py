@@ -27,7 +27,8 @@ from torch import Tensor
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _recurrent_native
-from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops._autocast import compute_dtype, narrow
+from seqrec_fast.ops._backend import Backend, choose_backend
 from seqrec_fast.ops._checks import check_jagged, check_offsets
 from seqrec_fast.ops._library import needs_gradient
 from seqrec_fast.ops._rows import TimeMajor, permute_tokens, time_major
@@ -79,9 +80,11 @@ def recurrent(
         InputError: shapes or dtypes do not fit, the cell or activation is unknown, or
             ``SEQREC_FAST_BACKEND`` forces a backend that cannot run.
     """
+    x, weight_ih, weight_hh, bias_ih, bias_hh = narrow(x, weight_ih, weight_hh, bias_ih, bias_hh)
+    state = None if state is None else narrow(*state)
     _check(cell, x, offsets, weight_ih, weight_hh, bias_ih, bias_hh, state, cell_activation)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    if not runs_native(x):
+    if backend_of(x) == "reference":
         return recurrent_reference(
             cell, x, offsets, *weights, state=state, cell_activation=cell_activation, plan=plan
         )
@@ -97,9 +100,9 @@ def recurrent(
     return output, (h_end, c_end) if cell == "lstm" else (h_end,)
 
 
-def runs_native(x: Tensor) -> bool:
-    """Whether :func:`recurrent` computes tensors such as this by its kernels."""
-    return choose_backend("recurrent", x.device, x.dtype) == "native"
+def backend_of(x: Tensor) -> Backend:
+    """What :func:`recurrent` computes tensors such as this by."""
+    return choose_backend("recurrent", x.device, compute_dtype(x))
 
 
 def recurrent_reference(

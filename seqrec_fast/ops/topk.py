@@ -60,15 +60,17 @@ def score_topk(
     if isinstance(items, native.QuantizedItems):
         return _search_bytes(queries, items, bias, seen, blocked, k)
     _check(queries, items, bias, seen, blocked, k)
-    native_runs = choose_backend("score_topk", queries.device, queries.dtype) == "native"
-    if native_runs and runs_directly(
+    backend = choose_backend("topk", queries.device, queries.dtype)
+    if backend == "native" and runs_directly(
         queries, items, *(t for t in (bias, blocked) if t is not None)
     ):
         return _search(queries, _array(items), bias, seen, blocked, k)
     with torch.no_grad():
-        if not native_runs:
+        if backend == "reference":
             return score_topk_reference(queries, items, bias=bias, seen=seen, blocked=blocked, k=k)
-        rows = (None, None) if seen is None else map(torch.as_tensor, (seen.values, seen.offsets))
+        rows: list[Tensor | None] = [None, None]
+        if seen is not None:
+            rows = [torch.as_tensor(t).to(queries.device) for t in (seen.values, seen.offsets)]
         scores: Tensor
         ids: Tensor
         scores, ids = _TOPK(queries, items, bias, *rows, blocked, k)
@@ -162,8 +164,9 @@ def _check_seen(seen: JaggedBatch[Any], queries: int, items: int) -> None:
         return
     if str(seen.values.dtype).removeprefix("torch.") not in ("int32", "int64"):
         raise InputError(f"seen: expected int32 or int64 item indices, found {seen.values.dtype}")
-    # under torch.compile the values are not known yet; the kernels check them again
-    if torch.compiler.is_compiling():
+    # Under torch.compile the values are not known yet, and the host must not wait for those of a
+    # GPU; the kernels check them again.
+    if torch.compiler.is_compiling() or getattr(seen.values, "is_cuda", False):
         return
     low, high = int(seen.values.min()), int(seen.values.max())
     if low < 0 or high >= items:
@@ -217,7 +220,7 @@ def _search_bytes(
     # stands for the items, whose memory may be read-only, which torch does not know
     _check(queries, torch.empty(1).expand(items.items.shape), None, seen, blocked, k)
     with torch.no_grad():
-        if choose_backend("score_topk", queries.device, queries.dtype) == "native":
+        if choose_backend("topk", queries.device, queries.dtype) == "native":
             return _search(queries.resolve_neg(), items, None, seen, blocked, k)
         table, shift = (None if a is None else torch.tensor(a) for a in (items.items, items.bias))
         assert table is not None
@@ -257,4 +260,5 @@ _TOPK = register(
     " Tensor? seen_offsets, Tensor? blocked, SymInt k) -> (Tensor, Tensor)",
     _cpu,
     _fake,
+    gpu="cuda.topk:score_topk",
 )

@@ -17,10 +17,12 @@ from seqrec_fast import native
 from seqrec_fast.errors import InputError
 from seqrec_fast.evaluation import Metrics, describe_protocol, evaluate, evaluate_popularity
 from seqrec_fast.models import ModelOptions, SequenceModel, build_model
+from seqrec_fast.models.device_engine import open_device
 from seqrec_fast.training.batches import Windows
 from seqrec_fast.training.checkpoint import Checkpoint, fingerprint
 from seqrec_fast.training.losses import make_objective
 from seqrec_fast.training.options import TrainingOptions, split_options
+from seqrec_fast.training.precision import Precision
 from seqrec_fast.training.progress import EpochRecord
 from seqrec_fast.training.run import Run
 from seqrec_fast.training.trainer import Phase, embed_histories
@@ -72,9 +74,11 @@ def fit(
     Raises:
         InputError: an option is wrong, there is nothing to learn from, or the checkpoint is
             missing, damaged, or of another run.
+        DeviceError: there is no such GPU.
         TrainingError: the loss is not finite.
     """
     model_options, training_options = split_options({"model": model, **options})
+    device = training_device(training_options)
     folder = None if checkpoint is None else Path(checkpoint)
     if resume and folder is None:
         raise InputError("resume: needs checkpoint, the folder to go on from")
@@ -89,13 +93,25 @@ def fit(
             torch.set_num_threads(training_options.threads)
             native.set_num_threads(training_options.threads)
         try:
-            with torch.random.fork_rng(devices=[]):
-                return _Fit(split, model_options, training_options, refit, folder, progress).run(
-                    resume
-                )
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                return _Fit(
+                    split, model_options, training_options, device, refit, folder, progress
+                ).run(resume)
         finally:
             torch.set_num_threads(threads_before[0])
             native.set_num_threads(threads_before[1])
+
+
+def training_device(options: TrainingOptions) -> torch.device:
+    """The device that the options name, after a look whether it is there.
+
+    Raises:
+        DeviceError: it is not.
+        InputError: it does not compute in the precision that the options name.
+    """
+    device = torch.device("cpu") if options.device == "cpu" else open_device(options.device)
+    Precision(options.precision, device)
+    return device
 
 
 @dataclass
@@ -103,6 +119,7 @@ class _Fit:
     split: Split
     model_options: ModelOptions
     training_options: TrainingOptions
+    device: torch.device
     refit: bool
     checkpoint: Path | None
     progress: bool | Callable[[EpochRecord], None]
@@ -177,6 +194,7 @@ class _Fit:
         if self.training_options.schedule == "constant":
             training.pop("epochs")
         training.pop("threads")
+        training["device"] = self.device.type  # one GPU is as good as another
         data = fingerprint(
             train.offsets,
             train.values,
@@ -188,7 +206,8 @@ class _Fit:
 
     def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         """Refuses a checkpoint of another run and names what differs."""
-        before = {"interests": 1, **before}  # older checkpoints do not know the name
+        # older checkpoints do not know these names
+        before = {"interests": 1, "device": "cpu", "precision": "float32", **before}
         differ = [name for name in now if name not in before or before[name] != now[name]]
         if not differ:
             return
@@ -208,7 +227,8 @@ class _Fit:
     def _phase(self, name: str, split: Split, epochs: int, validation: Holdout | None) -> Phase:
         options = self.training_options
         torch.manual_seed(options.seed)
-        model = build_model(self.model_options, len(split.items))
+        # drawn on the CPU, so that every device begins with the same weights
+        model = build_model(self.model_options, len(split.items)).to(self.device)
         windows = Windows(
             split.train,
             split.train_weights,
@@ -225,6 +245,7 @@ class _Fit:
             validation=validation,
             checkpoint=self.checkpoint,
             run={},
+            device=self.device,
         )
 
     def _measure(self, model: SequenceModel, split: Split) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.models import SequenceModel
 from seqrec_fast.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
+from seqrec_fast.training.feeding import to_device
 from seqrec_fast.training.options import TrainingOptions
 
 __all__ = ["NegativeSampler", "Objective", "bce_with_negatives", "make_objective"]
@@ -158,7 +159,8 @@ def make_objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> O
     ) -> Tensor:
         drawn = sampler.draw(count, generator)
         # log of the expected number of times an item is among the samples
-        log_q = (sampler.log_probability + float(np.log(count)))[drawn]
+        log_q = sampler.log_probability[drawn] + float(np.log(count))
+        drawn, log_q = (to_device(t, hidden.device) for t in (drawn, log_q))
         table, bias = model.output_table, model.output_bias
         interests = hidden.shape[1] if hidden.ndim == 3 else 1
 
@@ -192,6 +194,7 @@ def make_objective(options: TrainingOptions, popularity: NDArray[np.int64]) -> O
         generator: np.random.Generator,
     ) -> Tensor:
         drawn = sampler.draw(count * len(targets), generator).view(len(targets), count)
+        drawn = to_device(drawn, hidden.device)
         return bce_with_negatives(
             hidden,
             model.output_table,

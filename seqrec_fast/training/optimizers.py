@@ -27,7 +27,9 @@ def make_optimizer(model: torch.nn.Module, options: TrainingOptions) -> torch.op
     ]
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.rate, betas=_BETAS, fused=True)
-    return torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum)
+    # where a GPU scales gradients, a fused step need not ask whether they are finite
+    fused = any(p.is_cuda for p in matrices)
+    return torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum, fused=fused)
 
 
 def learning_rate_factor(step: int, total_steps: int, options: TrainingOptions) -> float:

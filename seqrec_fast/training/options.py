@@ -7,8 +7,10 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from seqrec_fast.engine.devices import checked_device
 from seqrec_fast.errors import InputError
 from seqrec_fast.models.options import ModelOptions, option
+from seqrec_fast.training.precision import PRECISIONS
 
 __all__ = ["LOSSES", "OPTIMIZERS", "SCHEDULES", "ModelOptions", "TrainingOptions", "split_options"]
 
@@ -50,6 +52,10 @@ class TrainingOptions:
     )
     seed: int = option(0, "seed of weights, order, dropout and negatives")
     threads: int | None = option(None, "CPU threads (default: torch's choice)")
+    device: str = option("cpu", "where it is trained: cpu, cuda or cuda:N")
+    precision: str = option(
+        "float32", "numbers of the forward and backward pass; weights stay float32", PRECISIONS
+    )
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -58,11 +64,16 @@ class TrainingOptions:
             )
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", _LEARNING_RATES[self.optimizer])
-        for name, choices in (("loss", LOSSES), ("schedule", SCHEDULES)):
+        for name, choices in (
+            ("loss", LOSSES),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+        ):
             if getattr(self, name) not in choices:
                 raise InputError(
                     f"{name}: unknown {name} {getattr(self, name)!r}; choose {', '.join(choices)}"
                 )
+        checked_device(self.device)
         for name, least in (
             ("epochs", 1),
             ("batch_size", 0),

@@ -20,10 +20,13 @@ from seqrec_fast.evaluation import metrics_from_ranks, rank_targets
 from seqrec_fast.models import SequenceModel
 from seqrec_fast.training.batches import Windows, epoch_generator
 from seqrec_fast.training.checkpoint import Checkpoint
+from seqrec_fast.training.feeding import PinnedCarrier, feed
 from seqrec_fast.training.losses import Objective
 from seqrec_fast.training.optimizers import learning_rate_factor, make_optimizer
 from seqrec_fast.training.options import TrainingOptions
+from seqrec_fast.training.precision import Precision
 from seqrec_fast.training.progress import EpochRecord, Progress
+from seqrec_fast.training.step_losses import StepLosses
 
 if TYPE_CHECKING:
     from seqrec_fast.data import Holdout
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["Phase", "embed_histories"]
 
 _CRITERION = "NDCG@10"
+_CPU = torch.device("cpu")
+# how long losses stay on a GPU: whoever looks at one waits for all that is queued before it
+_STEPS_BETWEEN_LOOKS = 50
 
 
 def embed_histories(model: SequenceModel, holdout: Holdout) -> NDArray[np.float32]:
@@ -56,6 +62,7 @@ class Phase:
         validation: held-out events for early stopping; None trains all epochs.
         checkpoint: folder of the checkpoint, or None.
         run: what makes the whole run, see :class:`Checkpoint`.
+        device: where the model is.
         carried: facts of earlier phases, kept in each checkpoint.
         earlier: weights of the phase before, kept in each checkpoint in place of best ones.
         history: a record an epoch.
@@ -72,6 +79,7 @@ class Phase:
     validation: Holdout | None
     checkpoint: Path | None
     run: dict[str, Any]
+    device: torch.device = _CPU
     carried: dict[str, object] = field(default_factory=dict)
     earlier: dict[str, Tensor] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
@@ -95,9 +103,11 @@ class Phase:
             TrainingError: the loss is not finite; the message names epoch and step.
         """
         optimizer = make_optimizer(self.model, self.options)
+        precision = Precision(self.options.precision, self.device)
         done = 0
         if resume is not None:
             resume.restore(self.model, optimizer)
+            precision.restore(resume.facts.get("precision", {}))
             done = resume.epoch
             if self.validation is not None:
                 self._best = resume.best
@@ -111,9 +121,9 @@ class Phase:
             for epoch in range(done, self.epochs):
                 if self._exhausted(epoch):
                     break
-                self._epoch(epoch, optimizer, steps, progress)
+                self._epoch(epoch, optimizer, precision, steps, progress)
                 if self.checkpoint is not None:
-                    self._save(epoch + 1, optimizer)
+                    self._save(epoch + 1, optimizer, precision)
         except KeyboardInterrupt:
             self.interrupted = True
         finally:
@@ -138,6 +148,7 @@ class Phase:
         self,
         epoch: int,
         optimizer: torch.optim.Optimizer,
+        precision: Precision,
         steps: int,
         progress: Progress,
     ) -> None:
@@ -145,41 +156,45 @@ class Phase:
         began = time.monotonic()
         progress.start_epoch(epoch + 1)
         self.model.train()
-        step, total, step_loss = 0, 0.0, 0.0
-        for part in self.windows.epoch(self.options.batch_size, generator):
-            hidden = self.model(part.inputs)
-            loss = self.objective(self.model, hidden, part.targets, part.weights, generator)
+        step = 0
+        losses = StepLosses(_STEPS_BETWEEN_LOOKS if self.device.type == "cuda" else 1)
+        carrier = PinnedCarrier(self.device) if self.device.type == "cuda" else None
+        for part in feed(self.windows.epoch(self.options.batch_size, generator), carrier):
+            with precision.context():
+                hidden = self.model(part.inputs)
+                loss = self.objective(self.model, hidden, part.targets, part.weights, generator)
             loss = loss * part.share
-            step_loss += loss.item()
-            if not math.isfinite(step_loss):
-                raise TrainingError(
-                    f"loss is {step_loss} at step {step + 1} of epoch {epoch + 1}; lower "
-                    f"learning_rate (now {self.options.rate:g}) or set clip_norm"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._refuse(losses.add(loss.detach(), part.last), epoch)
+            precision.backward(loss)
             if not part.last:
                 continue
-            if self.options.clip_norm:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
             factor = learning_rate_factor(epoch * steps + step, steps * self.epochs, self.options)
             for group in optimizer.param_groups:
                 group["lr"] = self.options.rate * factor
-            optimizer.step()
+            precision.step(optimizer, self.model.parameters(), self.options.clip_norm)
             optimizer.zero_grad(set_to_none=True)
-            progress.step(step_loss)
-            total += step_loss
-            step, step_loss = step + 1, 0.0
+            progress.step(losses.latest)
+            step += 1
+        self._refuse(losses.look(), epoch)
         seconds = time.monotonic() - began
         record: EpochRecord = {
             "phase": self.name,
             "epoch": epoch + 1,
-            "loss": total / step,
+            "loss": losses.total / step,
             "seconds": seconds,
             "tokens_per_second": self.windows.tokens / seconds,
             "learning_rate": optimizer.param_groups[0]["lr"],
         }
         self._judge(record)
         progress.end_epoch(record)
+
+    def _refuse(self, bad: tuple[int, float] | None, epoch: int) -> None:
+        """Ends training at a loss that is not finite, given with its step."""
+        if bad is not None:
+            raise TrainingError(
+                f"loss is {bad[1]} at step {bad[0] + 1} of epoch {epoch + 1}; lower "
+                f"learning_rate (now {self.options.rate:g}) or set clip_norm"
+            )
 
     def _judge(self, record: EpochRecord) -> None:
         """Scores the epoch on the validation set and keeps the best weights."""
@@ -206,13 +221,14 @@ class Phase:
                 self._best = {n: t.detach().clone() for n, t in state.items()}
         self.history.append(record)
 
-    def _save(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, epoch: int, optimizer: torch.optim.Optimizer, precision: Precision) -> None:
         assert self.checkpoint is not None
         facts = {
             **self.carried,
             "history": self.history,
             "best_epoch": self.best_epoch,
             "best_score": self._best_score if math.isfinite(self._best_score) else None,
+            "precision": precision.state(),
         }
         Checkpoint(
             run=self.run,

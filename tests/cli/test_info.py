@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,8 +33,47 @@ def test_info_tells_operations_backends_and_reasons() -> None:
     assert operations["topk"]["native"]["available"] is True
     assert operations["recurrent"]["reference"]["available"] is True
     shown = run("info").out
-    for name in ("processor:", "native code:", "topk", "no Triton kernel in this version"):
+    for name in ("processor:", "native code:", "topk", "cuBLAS) computes it: linear"):
         assert name in shown
+
+
+def test_info_tells_why_kernels_for_gpus_cannot_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from seqrec_fast.cli import info
+    from seqrec_fast.ops import _backend
+
+    kernels = {"cuda": {"topk"}, "triton": {"attention"}}
+    why = info._why_not_gpu
+    monkeypatch.setattr(info, "_torch_for_gpus", lambda: False)
+    assert str(why("attention", "triton", kernels)).endswith("was built without CUDA")
+    assert why("attention", "cuda", kernels) == "the kernels for GPUs are in Triton"
+    assert why("topk", "triton", kernels) == "the kernels for GPUs are in CUDA"
+    assert why("dropout", "triton", kernels) == "no Triton kernel in this version"
+    monkeypatch.setattr(info, "_torch_for_gpus", lambda: True)
+    monkeypatch.setattr(_backend, "unavailable", lambda operation, device: f"not on {device}")
+    assert why("attention", "triton", kernels) == "not on cuda"
+    monkeypatch.setenv("SEQREC_FAST_BACKEND", "triton,cuda")
+    assert why("topk", "cuda", kernels) == "not on cpu"
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None\n", False),
+        ("cuda: Optional[str] = '13.0'\n", True),
+        ("cuda = None\nhip = '6.4'\n", True),
+    ],
+)
+def test_the_build_of_torch_is_read_without_loading_it(
+    text: str, gpus: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from seqrec_fast.cli import info
+
+    (tmp_path / "version.py").write_text(text, encoding="utf-8")
+    place = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(info, "find_spec", lambda name: place)
+    assert info._torch_for_gpus.__wrapped__() is gpus
 
 
 def test_info_without_torch_says_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

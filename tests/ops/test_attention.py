@@ -85,7 +85,7 @@ def test_rows_of_one_length_side_by_side_are_one_run() -> None:
 
 
 def test_positions_count_from_the_start_of_a_row() -> None:
-    assert token_positions(offsets_of([2, 0, 3])).tolist() == [0, 1, 0, 1, 2]
+    assert token_positions(offsets_of([2, 0, 3]), 5).tolist() == [0, 1, 0, 1, 2]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -296,7 +296,7 @@ def test_dropout_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
         attention(q, k, v, offsets, dropout=0.5), attention(q, k, v, offsets, dropout=0.5)
     )
     monkeypatch.setenv("SEQREC_FAST_BACKEND", "native")
-    with pytest.raises(InputError, match=r"attention has no native dropout, found 0\.5"):
+    with pytest.raises(InputError, match=r"kernels of attention have no dropout, found 0\.5"):
         attention(q, k, v, offsets, dropout=0.5)
     with pytest.raises(InputError, match="attention has native kernels for float32"):
         attention(q.double(), k.double(), v.double(), offsets)

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from seqrec_fast import _C, native
 from seqrec_fast.errors import InputError
-from seqrec_fast.ops import attention, decode_attention
-from seqrec_fast.ops.decode_attention import decode_attention_reference
+from seqrec_fast.ops import attention, decode_attention, paged_decode_attention
+from seqrec_fast.ops.decode_attention import (
+    decode_attention_reference,
+    paged_decode_attention_reference,
+)
 from tests.ops.judge import ISAS
 
 
@@ -143,5 +146,104 @@ def test_clear_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="lengths: row 1 holds 5 tokens, found 6"):
         torch.ops.seqrec_fast.decode_attention(q, keys, keys, offsets, torch.tensor([1, 6]), 1.0)
     monkeypatch.setenv("SEQREC_FAST_BACKEND", "native")
-    with pytest.raises(InputError, match="decode_attention has no native gradient"):
+    with pytest.raises(InputError, match="kernels of decode_attention have no gradient"):
         decode_attention(q.requires_grad_(), keys, keys, offsets)
+
+
+# ------------------------------------------------------------------------------- in pages
+
+
+def in_pages(
+    lengths: list[int], size: int, heads: int, width: int, dtype: torch.dtype = torch.int64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pages in any order, NaN where no row has a token, with their table and the lengths."""
+    per_row = max((-(-n // size) for n in lengths), default=0) + 1
+    needed = sum(-(-n // size) for n in lengths)
+    pages = random(2, needed + 2, size, heads, width, seed=2)
+    order = torch.randperm(needed + 2, generator=torch.Generator().manual_seed(3)).tolist()
+    table = torch.full((len(lengths), per_row), -7, dtype=dtype)  # what is not needed is nonsense
+    filled = torch.zeros(needed + 2, size, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        for i in range(-(-length // size)):
+            page = order.pop()
+            table[row, i] = page
+            filled[page, : length - i * size] = True
+    pages[:, ~filled] = torch.nan
+    return pages[0], pages[1], table, torch.tensor(lengths)
+
+
+def end_to_end(
+    keys: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What lies in pages, one row after the other, and the offsets."""
+    size = keys.shape[1]
+    rows = [
+        keys[table[i, : -(-int(n) // size)].long()].flatten(0, 1)[: int(n)]
+        for i, n in enumerate(lengths)
+    ]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return torch.cat(rows), offsets
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    size=st.integers(1, 20),
+    heads=st.integers(1, 3),
+    width=st.integers(1, 40),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+)
+def test_pages_equal_caches_end_to_end(
+    lengths: list[int], size: int, heads: int, width: int, dtype: torch.dtype
+) -> None:
+    keys, values, table, counts = in_pages(lengths, size, heads, width, dtype)
+    q = random(len(lengths), heads, width)
+    (k, offsets), (v, _) = end_to_end(keys, table, counts), end_to_end(values, table, counts)
+    found = paged_decode_attention(q, keys, values, table, counts, 0.3)
+    assert torch.equal(found, decode_attention(q, k, v, offsets, scale=0.3))
+    wide = paged_decode_attention(q.double(), keys.double(), values.double(), table, counts)
+    torch.testing.assert_close(
+        wide, decode_attention_reference(q.double(), k.double(), v.double(), offsets)
+    )
+
+
+def test_pages_gradients_operator_and_compile() -> None:
+    keys, values, table, lengths = in_pages([5, 0, 9], 4, 2, 8)
+    q = random(3, 2, 8)
+    operator = torch.ops.seqrec_fast.paged_decode_attention.default
+    torch.library.opcheck(operator, (q, keys, values, table, lengths, 0.3))
+    compiled = torch.compile(paged_decode_attention, fullgraph=True)
+    want = paged_decode_attention(q, keys, values, table, lengths)
+    torch.testing.assert_close(compiled(q, keys, values, table, lengths), want)
+    strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (keys, values)]
+    assert torch.equal(paged_decode_attention(q, *strided, table, lengths), want)
+    q.requires_grad_()
+    out = paged_decode_attention(q, keys, values, table, lengths)
+    torch.testing.assert_close(out.detach(), want)
+    assert torch.autograd.grad(out.sum(), q)[0].isfinite().all()
+    none = q.detach()[:0]
+    for function in (paged_decode_attention, paged_decode_attention_reference):
+        assert function(none, keys, values, table[:0], lengths[:0]).shape == (0, 2, 8)
+        empty = function(q.detach(), keys[:0], values[:0], table[:, :0], lengths * 0)
+        assert torch.equal(empty, torch.zeros(3, 2, 8))
+
+
+def test_clear_errors_about_pages() -> None:
+    keys, values, table, lengths = in_pages([5, 0, 9], 4, 2, 8)
+    q = random(3, 2, 8)
+    with pytest.raises(InputError, match="q, key_pages, value_pages: expected"):
+        paged_decode_attention(q, keys, values[:1], table, lengths)
+    with pytest.raises(InputError, match="q, key_pages, value_pages: expected one dtype"):
+        paged_decode_attention(q, keys, values.double(), table, lengths)
+    with pytest.raises(InputError, match=r"page_table: expected int32 or int64 \[3, pages"):
+        paged_decode_attention(q, keys, values, table[:2], lengths)
+    with pytest.raises(InputError, match="page_table: expected int32 or int64"):
+        paged_decode_attention(q, keys, values, table.float(), lengths)
+    with pytest.raises(InputError, match=r"lengths: expected int64 \[3\]"):
+        paged_decode_attention(q, keys, values, table, lengths.int())
+    with pytest.raises(InputError, match="lengths: must be from 0 to the 16 tokens"):
+        paged_decode_attention(q, keys, values, table, lengths + 8)
+    with pytest.raises(InputError, match="page_table: expected on cpu like q, found on meta"):
+        paged_decode_attention(q, keys, values, table.to("meta"), lengths)
+    table[2, 1] = 7
+    with pytest.raises(InputError, match="page_table: row 2 names page 7, but the pages are 0 to"):
+        paged_decode_attention(q, keys, values, table, lengths)

@@ -50,7 +50,8 @@ def test_narrow_types_run_the_reference(name: str, dtype: torch.dtype) -> None:
     function, shapes = ALL[name]
     inputs = tensors(shapes)
     found = function(*(t.to(dtype) for t in inputs))
-    assert found.dtype == dtype
+    # a loss is a sum over all tokens, for which a half type has too few digits
+    assert found.dtype == (torch.float32 if name.endswith("cross_entropy") else dtype)
     exact = function(*(t.to(dtype).double() for t in inputs))
     limit = 16 * torch.finfo(dtype).eps * float(exact.abs().max())
     assert worst(found, exact) <= limit
