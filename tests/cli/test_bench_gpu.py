@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from seqrec_fast.benchmarks import gpu
+from seqrec_fast.benchmarks import gpu_indexes as gpu
 from tests.cli.support import run
 from tests.retrieval import fake_faiss_gpu
 

@@ -8,6 +8,7 @@ themselves.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -31,7 +32,13 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "csrc" / "cuda"
 TABLE = FOLDER / "resources.json"
-FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", "-cubin", f"-I{ROOT / 'csrc'}")
+_spec = importlib.util.spec_from_file_location("seqrec_cuda_toolkit", FOLDER / "toolkit.py")
+assert _spec is not None
+assert _spec.loader is not None
+_toolkit = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_toolkit)
+#: those of setup.py, and what ptxas is to tell
+FLAGS = (*_toolkit.FLAGS, "-Xptxas=-v", "-cubin", f"-I{ROOT / 'csrc'}")
 #: occupancy is stated for blocks of so many warps; plans of launches state their own
 WARPS = 8
 

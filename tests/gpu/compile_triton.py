@@ -201,7 +201,7 @@ def main(arguments: list[str]) -> None:
             for module in arguments[1:] or modules()
             for variant in shipped(module)
         ]
-        print(json.dumps({"version": triton.__version__, "variants": found}))  # noqa: T201
+        print(json.dumps({"version": triton.__version__, "variants": found}))
         return
     jobs = json.load(sys.stdin)
     known: dict[str, dict[str, Any]] = {}
@@ -213,7 +213,7 @@ def main(arguments: list[str]) -> None:
             result["measured"] = measure(known[module][name], targets.TARGETS[target])._asdict()
         except RuntimeError as error:
             result["error"] = str(error)
-        print(json.dumps(result), flush=True)  # noqa: T201
+        print(json.dumps(result), flush=True)
 
 
 def _plain(value: Any) -> Any:
