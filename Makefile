@@ -88,9 +88,15 @@ EXTRA = $(BIN)/python -c 'import sys, importlib.metadata as metadata; \
   print(*(r.replace("extra == \"%s\"" % extra, "python_version >= \"3\"") for extra in sys.argv[1:] \
   for r in metadata.requires("seqrec-fast") if "extra == \"%s\"" % extra in r), sep="\n")'
 
+# The CUDA build of torch has brought its own; beside one for the CPU this one runs and compiles the
+# kernels. It can be no constraint, as no other than its own goes with the CUDA build.
+TRITON = triton==3.9.0; python_version >= "3.11" and platform_machine == "x86_64" \
+  and sys_platform == "linux"
+
 $(VENV)/.test: $(VENV)/.train
 	@echo "installing what the tests need"
 	@$(EXTRA) serve test dev docs > $(VENV)/test.txt
+	@$(BIN)/python -c 'import triton' 2>/dev/null || echo '$(TRITON)' >> $(VENV)/test.txt
 	@$(PIP) -r $(VENV)/test.txt
 	@touch $@
 

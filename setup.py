@@ -108,6 +108,7 @@ def is_current(built: str) -> bool:
 
 
 setup(
+    license="Apache-2.0",
     ext_modules=[
         Extension(
             "seqrec_fast._C",

@@ -107,10 +107,16 @@ class SequenceModel(torch.nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not define forward")
 
-    @torch.no_grad()
     def encode(
         self, histories: JaggedBatch[NDArray[np.int32]], *, tokens_per_batch: int = 32_768
     ) -> NDArray[np.float32]:
+        """User embeddings as a numpy array; see :meth:`embed`."""
+        return self.embed(histories, tokens_per_batch=tokens_per_batch).cpu().numpy()
+
+    @torch.no_grad()
+    def embed(
+        self, histories: JaggedBatch[NDArray[np.int32]], *, tokens_per_batch: int = 32_768
+    ) -> Tensor:
         """User embeddings: the embedding after the last event of each history.
 
         Evaluation mode is used and the mode before it restored.
@@ -120,7 +126,8 @@ class SequenceModel(torch.nn.Module):
             tokens_per_batch: events encoded at once.
 
         Returns:
-            float32 ``[rows, dim]``; ``[rows, interests, dim]`` where there are several.
+            float32 ``[rows, dim]`` on the device of the model; ``[rows, interests, dim]`` where
+            there are several.
 
         Raises:
             InputError: a history is empty.
@@ -131,8 +138,10 @@ class SequenceModel(torch.nn.Module):
             raise InputError(f"histories: row {int(np.argmin(lengths))} is empty; drop empty rows")
         # longest first, so that rows of equal length stand together
         order = np.argsort(-lengths, kind="stable")
-        result = np.empty((len(lengths), *self.embedding_shape), dtype=np.float32)
         device = self.item_embedding.weight.device
+        result = torch.empty(
+            (len(lengths), *self.embedding_shape), dtype=torch.float32, device=device
+        )
         training = self.training
         self.eval()
         try:
@@ -142,7 +151,7 @@ class SequenceModel(torch.nn.Module):
                 chosen = order[begin : begin + rows]
                 batch = window.select(chosen).to_torch(device)
                 embedded = self(batch).index_select(0, batch.offsets[1:] - 1)
-                result[chosen] = embedded.float().cpu().numpy()
+                result.index_copy_(0, torch.from_numpy(chosen).to(device), embedded.float())
                 begin += rows
         finally:
             self.train(training)

@@ -3,9 +3,11 @@
 
 The serving chain loads :class:`DeviceEngine` by name when a device other than the CPU is asked for
 (``seqrec_fast/engine/devices.py``); nothing else refers to it. Users are encoded by the modules of
-``seqrec_fast.models``, whose operations run as plain torch away from the CPU. Items are scored by
-one matrix product for a block of users, of bounded size, and chosen on the device; only the ``k``
-best come back.
+``seqrec_fast.models``, whose operations run by kernels for the GPU where these can run and by plain
+torch otherwise, a single one by a CUDA graph. Items are scored and chosen on the device, by the
+kernels of ``seqrec_fast.ops.score_topk`` or, for several interests or where these cannot run, by a
+matrix product for a block of users, of bounded size; only the ``k`` best come back. Nothing runs
+on the CPU instead.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from torch import Tensor
 from seqrec_fast.errors import DeviceError, InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.models import SequenceModel, model_from_config
+from seqrec_fast.models.encode_graphs import EncodeGraphs
+from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops.topk import score_topk
 
 __all__ = ["DeviceEngine", "open_device", "top_items"]
 
@@ -97,6 +102,7 @@ class DeviceEngine:
         self._model: SequenceModel = model.requires_grad_(False).eval()
         self._bias = None if model.output_bias is None else model.output_bias.detach()
         self.window = _window(model)
+        self._graphs = EncodeGraphs(self._model, self.device)
 
     @property
     def num_items(self) -> int:
@@ -114,9 +120,15 @@ class DeviceEngine:
         Returns:
             float32 ``[rows, dim]``; ``[rows, interests, dim]`` where there are several.
         """
+        return self._embed(values, offsets).cpu().numpy()
+
+    def _embed(self, values: Values, offsets: Offsets) -> Tensor:
         self._check_items("histories", values)
         histories: JaggedBatch[Any] = JaggedBatch(values, offsets)
-        return self._model.encode(histories)
+        found = None
+        if len(histories) == 1 and len(values):
+            found = self._graphs.encode(self._model.window(histories).values)
+        return self._model.embed(histories) if found is None else found
 
     def recommend(
         self,
@@ -129,15 +141,14 @@ class DeviceEngine:
         threads: int = 0,
     ) -> Ranking:
         """The best items after each row: :meth:`encode`, then :meth:`rank`."""
-        queries = self.encode(values, offsets)
-        return self.rank(queries, seen_values, seen_offsets, blocked, k)
+        queries = self._embed(values, offsets)
+        return self._rank(queries, seen_values, seen_offsets, blocked, k)
 
     def recommend_lists(
         self, histories: Any, lookup: dict[Any, int], k: int, exclude_seen: bool, threads: int = 0
     ) -> None:
         """``None``: lists of raw ids become arrays first."""
 
-    @torch.no_grad()
     def rank(
         self,
         queries: NDArray[np.float32],
@@ -162,20 +173,51 @@ class DeviceEngine:
             Scores float32 ``[rows, k]`` descending and ids int64 ``[rows, k]``, minus infinity and
             -1 where fewer are left. Equal scores stand by ascending id.
         """
+        given = torch.tensor(queries, device=self.device)
+        return self._rank(given, seen_values, seen_offsets, blocked, k)
+
+    @torch.no_grad()
+    def _rank(
+        self,
+        queries: Tensor,
+        seen_values: Values | None,
+        seen_offsets: Offsets | None,
+        blocked: NDArray[np.uint8] | None,
+        k: int,
+    ) -> Ranking:
         if k < 1:
             raise InputError(f"k: expected at least 1, found {k}")
+        if seen_values is not None:
+            self._check_items("seen", seen_values)
+        hidden = None if blocked is None else torch.tensor(blocked != 0, device=self.device)
+        if queries.ndim == 2 and choose_backend("topk", self.device, queries.dtype) == "cuda":
+            seen: JaggedBatch[Any] | None = None
+            if seen_values is not None and seen_offsets is not None:
+                seen = JaggedBatch(torch.tensor(seen_values), torch.tensor(seen_offsets))
+            best, order = score_topk(
+                queries, self._items, bias=self._bias, seen=seen, blocked=hidden, k=k
+            )
+            return best.cpu().numpy(), order.cpu().numpy()
+        return self._rank_in_blocks(queries, seen_values, seen_offsets, hidden, k)
+
+    def _rank_in_blocks(
+        self,
+        queries: Tensor,
+        seen_values: Values | None,
+        seen_offsets: Offsets | None,
+        hidden: Tensor | None,
+        k: int,
+    ) -> Ranking:
+        """The ranking by plain torch."""
         items, rows = self.num_items, len(queries)
         kept = min(k, items)
         scores = np.full((rows, k), -np.inf, dtype=np.float32)
         ids = np.full((rows, k), -1, dtype=np.int64)
-        if seen_values is not None:
-            self._check_items("seen", seen_values)
-        hidden = None if blocked is None else torch.tensor(blocked != 0, device=self.device)
         interests = queries.shape[1] if queries.ndim == 3 else 1
         step = max(1, SCORES_AT_ONCE // (items * interests))
         for begin in range(0, rows, step):
             end = min(begin + step, rows)
-            block = torch.tensor(queries[begin:end], device=self.device) @ self._items.T
+            block = queries[begin:end] @ self._items.T
             if queries.ndim == 3:
                 block = block.amax(dim=1)
             if self._bias is not None:

@@ -15,6 +15,7 @@ from seqrec_fast.nn.feed_forward import FeedForward
 from seqrec_fast.nn.layer_norm import LayerNorm
 from seqrec_fast.ops._rows import EqualRun
 from seqrec_fast.ops.attention import runs_for
+from seqrec_fast.ops.dropout import draw_seeds
 from seqrec_fast.ops.embedding import sequence_embedding
 
 __all__ = ["SASRec"]
@@ -39,15 +40,16 @@ class Block(torch.nn.Module):
         offsets: Tensor,
         runs: list[EqualRun] | None,
         following: LayerNorm,
+        seeds: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
     ) -> tuple[Tensor, Tensor]:
-        """Takes ``x`` and its norm; returns the result and its norm by ``following``.
+        """Takes ``x``, its norm, and seeds of its dropouts; returns the result and its norm.
 
         A sum is normalised as it is made, so the norm that a block begins with is computed at the
-        end of the one before.
+        end of the one before: ``following`` is that of the next.
         """
         change = self.attention(normed, offsets, runs=runs)
-        x, normed = self.feed_forward_norm.add(change, x, self.dropout)
-        return following.add(self.feed_forward(normed), x, self.dropout)
+        x, normed = self.feed_forward_norm.add(change, x, self.dropout, seeds[0])
+        return following.add(self.feed_forward(normed, seeds[1]), x, self.dropout, seeds[2])
 
 
 class SASRec(SequenceModel):
@@ -74,19 +76,31 @@ class SASRec(SequenceModel):
         """Embeds every token; see :meth:`SequenceModel.forward`."""
         if not batch.offsets.is_cuda:  # the host must not wait for a GPU
             self._check_lengths(batch)
+        first, *seeds = self._seeds(batch.values.device)
         x = sequence_embedding(
             self.item_embedding.weight,
             batch.values,
             self.position_embedding.weight,
             batch.offsets,
             dropout=self.options.input_dropout if self.training else 0.0,
+            seed=first,
         )
         norms = self._norms()
         normed = norms[0](x)
         runs = runs_for(normed, batch.offsets)
-        for block, following in zip(self.blocks, norms[1:], strict=True):
-            x, normed = block(x, normed, batch.offsets, runs, following)
+        for number, (block, following) in enumerate(zip(self.blocks, norms[1:], strict=True)):
+            own = tuple(seeds[3 * number : 3 * number + 3])
+            x, normed = block(x, normed, batch.offsets, runs, following, own)
         return self.finish(normed, batch)
+
+    def _seeds(self, device: torch.device) -> list[Tensor | None]:
+        """Of the input's dropout and of three a block, in their order; None for one without."""
+        inner = 3 * len(self.blocks)
+        drops = [self.options.input_dropout > 0, *[self.options.dropout > 0] * inner]
+        if not self.training or not any(drops):
+            return [None] * len(drops)
+        drawn = iter(draw_seeds(sum(drops), device))
+        return [next(drawn) if drop else None for drop in drops]
 
     def _check_lengths(self, batch: JaggedBatch[Tensor]) -> None:
         lengths = batch.offsets[1:] - batch.offsets[:-1]

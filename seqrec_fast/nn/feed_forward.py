@@ -38,8 +38,8 @@ class FeedForward(torch.nn.Module):
         self.dropout = dropout
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Applies the layer to ``[..., dim]``."""
+    def forward(self, x: Tensor, seed: Tensor | None = None) -> Tensor:
+        """Applies the layer to ``[..., dim]``; the seed of its dropout is drawn where None."""
         return feed_forward(
             x,
             self.up.weight,
@@ -48,4 +48,5 @@ class FeedForward(torch.nn.Module):
             self.down.bias,
             activation=self.activation,
             dropout=self.dropout if self.training else 0.0,
+            seed=seed,
         )

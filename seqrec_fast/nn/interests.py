@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._rows import token_positions
 
 __all__ = ["InterestHead"]
 
@@ -83,6 +84,8 @@ def _prefix_sums(values: Tensor, offsets: Tensor) -> Tensor:
     Rows are laid side by side, padded with zeros: a running sum over all tokens would carry the
     rounding of every row into all that follow.
     """
+    if values.is_cuda:
+        return _doubled_sums(values, token_positions(offsets, len(values)))
     lengths = offsets[1:] - offsets[:-1]
     longest = int(lengths.max()) if len(lengths) else 0
     if longest * len(lengths) == len(values):
@@ -93,3 +96,22 @@ def _prefix_sums(values: Tensor, offsets: Tensor) -> Tensor:
     padded = values.new_zeros(len(lengths), longest, *values.shape[1:])
     padded = padded.index_put((rows, places), values)
     return padded.cumsum(dim=1)[rows, places]
+
+
+def _doubled_sums(values: Tensor, places: Tensor) -> Tensor:
+    """The same sums where the host does not know the lengths of the rows, as on a GPU.
+
+    Each pass adds what twice as many tokens before summed up (Hillis and Steele 1986): as many
+    passes as the number of tokens has bits, none of which looks at a length.
+
+    Args:
+        values: ``[tokens, ...]``.
+        places: int64 ``[tokens]``, the place of each token in its row.
+    """
+    shape = (-1, *(1,) * (values.ndim - 1))
+    step = 1
+    while step < len(values):
+        reached = torch.cat([torch.zeros_like(values[:step]), values[:-step]])
+        values = values + reached * (places >= step).view(shape)
+        step *= 2
+    return values

@@ -32,10 +32,14 @@ class LayerNorm(torch.nn.Module):
         """Normalises ``[..., dim]``."""
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
-    def add(self, x: Tensor, residual: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    def add(
+        self, x: Tensor, residual: Tensor, dropout: float = 0.0, seed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """``residual + dropout(x)`` and its norm; see :func:`seqrec_fast.ops.add_layer_norm`.
 
-        The dropout is applied in training mode alone.
+        The dropout is applied in training mode alone; its seed is drawn where None.
         """
         p = dropout if self.training else 0.0
-        return add_layer_norm(x, residual, self.weight, self.bias, eps=self.eps, dropout=p)
+        return add_layer_norm(
+            x, residual, self.weight, self.bias, eps=self.eps, dropout=p, seed=seed
+        )

@@ -147,7 +147,7 @@ def unavailable(operation: str, device_type: str = "cuda") -> str | None:
     if reason is not None:
         return reason
     variable = _EMULATION[backend]
-    emulated = os.environ.get(variable, "") not in ("", "0")
+    emulated = os.environ.get(variable, "").lower() not in ("", "0", "false", "off", "n", "no")
     if device_type == "cpu":
         return None if emulated else "the tensors are on the cpu; move them to a GPU"
     if emulated:

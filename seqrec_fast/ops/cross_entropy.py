@@ -389,19 +389,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wanted = (want_hidden, want_weight, want_bias)
     made = _outputs(hidden, weight, *wanted)
-    arrays = [
-        None if t is None else t.detach().contiguous()
-        for t in (
-            hidden,
-            weight,
-            bias,
-            targets,
-            token_weights,
-            negatives,
-            log_q_negatives,
-            log_q_targets,
-        )
-    ]
+    given = (hidden, weight, bias, targets, token_weights, negatives)
+    shifts = (log_q_negatives, log_q_targets)
+    arrays = [None if t is None else t.detach().contiguous() for t in (*given, *shifts)]
     h, w, b, y, a, n, q_n, q_y = arrays
     items, dim = weight.shape
     d_hidden, d_weight, d_bias = (

@@ -80,9 +80,9 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     It lies on the CPU, or for a GPU on that: the host need not wait for it, and the replay of a
     CUDA graph draws anew.
     """
-    where = device if device.type == "cuda" else torch.device("cpu")
     if seed is None:
-        return torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device=where)
+        return draw_seeds(1, device)[0]
+    where = _home(device)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise InputError(
@@ -97,6 +97,17 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     if not -(1 << 63) <= number < 1 << 63:
         raise InputError(f"seed: must fit in 64 bits, found {number}")
     return torch.full((1,), number, dtype=torch.int64, device=where)
+
+
+def draw_seeds(count: int, device: torch.device) -> tuple[Tensor, ...]:
+    """As many seeds for tensors on this device, drawn at once: for a GPU that is one launch."""
+    low, high = -(1 << 63), (1 << 63) - 1
+    drawn = torch.randint(low, high, (count,), dtype=torch.int64, device=_home(device))
+    return tuple(drawn.unsqueeze(1).unbind(0))
+
+
+def _home(device: torch.device) -> torch.device:
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def _signed(word: int) -> int:

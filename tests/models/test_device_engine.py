@@ -249,3 +249,46 @@ def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "tensor", full)
     with pytest.raises(DeviceError, match=r"bytes of weights do not fit into the free memory"):
         Recommender(make(), device="cuda")
+
+
+# ------------------------------------------------------------------------------- kernels
+
+
+def test_items_are_chosen_by_the_kernels_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native kernels stand for those of a GPU."""
+    monkeypatch.delenv("SEQREC_FAST_BACKEND")
+    bundle = make("gru", item_bias=True)
+    engine = module.DeviceEngine(bundle.config, bundle.tensors, "cuda")
+    rng = np.random.default_rng(1)
+    queries = rng.normal(size=(5, 8)).astype(np.float32)
+    seen = JaggedBatch.from_lists([[], [1, 1, 2], [], [4], list(range(ITEMS))])
+    blocked = (rng.random(ITEMS) < 0.3).astype(np.uint8)
+    arguments = (queries, seen.values, seen.offsets, blocked, ITEMS + 2)
+    wanted = engine.rank(*arguments)
+    monkeypatch.setattr(module, "choose_backend", lambda *_: "cuda")
+    monkeypatch.setattr(engine, "_rank_in_blocks", None)
+    scores, ids = engine.rank(*arguments)
+    assert ids.tolist() == wanted[1].tolist()
+    np.testing.assert_allclose(scores, wanted[0], rtol=1e-5, atol=1e-5)
+    assert engine.rank(queries, None, None, None, 3)[1].shape == (5, 3)
+
+
+def test_single_users_run_by_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEQREC_FAST_BACKEND")
+    bundle = make("sasrec")
+    engine = module.DeviceEngine(bundle.config, bundle.tensors, "cuda")
+    calls: list[int] = []
+
+    def encode(items: Any) -> torch.Tensor:
+        calls.append(len(items))
+        return torch.full((1, 8), 7.0)
+
+    monkeypatch.setattr(engine._graphs, "encode", encode)
+    one = np.arange(9, dtype=np.int32)
+    assert engine.encode(one, np.array([0, 9])).tolist() == [[7.0] * 8]
+    assert calls == [5], "the window of the model"
+    assert engine.encode(one, np.array([0, 4, 9])).tolist() != [[7.0] * 8] * 2
+    assert calls == [5]
+    monkeypatch.setattr(engine._graphs, "encode", lambda items: None)
+    exact = engine._model.encode(JaggedBatch(one, np.array([0, 9])))
+    assert np.array_equal(engine.encode(one, np.array([0, 9])), exact)

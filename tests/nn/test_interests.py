@@ -14,7 +14,9 @@ from torch import Tensor
 
 from seqrec_fast import JaggedBatch
 from seqrec_fast.errors import InputError
+from seqrec_fast.nn import interests as interests_module
 from seqrec_fast.nn.interests import InterestHead
+from seqrec_fast.ops import _rows
 
 DIM = 3
 LENGTHS = st.lists(st.integers(0, 9), max_size=6)
@@ -106,3 +108,17 @@ def test_dropout_is_of_training_alone() -> None:
     head.eval()
     assert torch.equal(head(*arguments), head(*arguments))
     assert (head(*arguments) != 0).all()
+
+
+@given(lengths=LENGTHS)
+def test_sums_without_lengths_on_the_host_are_the_same(lengths: list[int]) -> None:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    values = torch.randn(sum(lengths), 2, 3, dtype=torch.float64, requires_grad=True)
+    places = _rows.token_positions(offsets, len(values))
+    found = interests_module._doubled_sums(values, places)
+    exact = interests_module._prefix_sums(values, offsets)
+    torch.testing.assert_close(found, exact)
+    upstream = torch.randn_like(values)
+    if len(values):
+        gradients = [torch.autograd.grad(o, values, upstream)[0] for o in (found, exact)]
+        torch.testing.assert_close(gradients[0], gradients[1])

@@ -234,11 +234,7 @@ def test_models_and_losses_never_wait(
     options = ModelOptions(model=model, dim=8, heads=2, layers=2, max_length=6, dropout=0.2)
     with torch.device("meta"):
         made = build_model(options, 9).train(training)
-    for module in made.modules():
-        for parameter, tensor in module._parameters.items():
-            if tensor is not None:
-                there = torch.empty(tensor.shape, device="cuda")
-                module._parameters[parameter] = torch.nn.Parameter(there, requires_grad=False)
+    on_the_gpu(made)
     batch = JaggedBatch(*(torch.tensor(t, device="cuda") for t in ([1, 2, 3], [0, 2, 3])))
     objective = make_objective(TrainingOptions(loss=loss, negatives=4), np.ones(9, np.int64))
     with torch.no_grad():
@@ -248,3 +244,61 @@ def test_models_and_losses_never_wait(
         value = objective(made, hidden, batch.values, None, np.random.default_rng(0))
     assert value.device.type == "cuda"
     assert value.dtype == torch.float32
+
+
+#: what starts no kernel: views and memory
+NO_LAUNCH = ("device", "view", "unsqueeze", "unbind", "select", "t", "detach", "empty", "new_empty")
+
+
+class Launches(TorchDispatchMode):
+    """Names what starts work on the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = function._schema.name.partition("::")[2]
+        if name.removeprefix("_unsafe_") not in NO_LAUNCH:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def on_the_gpu(module: torch.nn.Module) -> Any:
+    for part in module.modules():
+        for name, tensor in part._parameters.items():
+            if tensor is not None:
+                there = torch.empty(tensor.shape, device="cuda")
+                part._parameters[name] = torch.nn.Parameter(there, requires_grad=False)
+    return module
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("training", [False, True])
+def test_a_sasrec_block_is_six_operations(training: bool) -> None:
+    options = ModelOptions(model="sasrec", dim=8, heads=2, layers=1, max_length=6, dropout=0.2)
+    with torch.device("meta"):
+        made = build_model(options, 9).train(training)
+    on_the_gpu(made)
+    batch = JaggedBatch(*(torch.tensor(t, device="cuda") for t in ([1, 2, 3], [0, 2, 3])))
+    counts = []
+    for layers in (1, 2):
+        made.blocks.extend([made.blocks[0]] * (layers - 1))
+        with torch.no_grad(), Launches() as launches:
+            made(batch)
+        counts.append(len(launches.names))
+    assert counts[1] - counts[0] <= 6, launches.names
+    # seeds for all dropouts at once, embedding, first norm
+    assert counts[0] <= 6 + 2 + training, launches.names
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_a_recurrent_layer_is_one_operation(cell: str) -> None:
+    shapes = CASES[cell][1]
+    inputs = arguments(shapes, "cuda", torch.float32)
+    with torch.no_grad(), Launches() as launches:
+        CASES[cell][0](*inputs)
+    assert launches.names == ["recurrent_forward"]

@@ -23,31 +23,33 @@ def embeddings_and_gradients(
     training: bool,
     seed: int,
     monkeypatch: pytest.MonkeyPatch,
+    model: str = "sasrec",
 ) -> dict[str, torch.Tensor]:
     monkeypatch.setenv("SEQREC_FAST_BACKEND", backend)
     torch.manual_seed(2 + seed)
-    model = build_model(ModelOptions(model="sasrec", dim=24, max_length=9, dropout=0.3), 10)
-    for parameter in model.parameters():
+    made = build_model(ModelOptions(model=model, dim=24, max_length=9, dropout=0.3), 10)
+    for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    model.to(dtype).train(training)
+    made.to(dtype).train(training)
     torch.manual_seed(4)
-    hidden = model(JaggedBatch.from_lists(ROWS, np.int64).to_torch())
+    hidden = made(JaggedBatch.from_lists(ROWS, np.int64).to_torch())
     hidden.square().sum().backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad for n, p in made.named_parameters() if p.grad is not None}
     return {"hidden": hidden.detach(), **gradients}
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_sasrec_is_as_exact_as_plain_torch(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both draw the same dropout, so training mode can be compared too."""
+def judge_steps(
+    backend: str, model: str, training: bool, seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings and gradients of a backend are as exact as those of plain torch."""
     errors: dict[str, list[tuple[float, float, float]]] = {}
-    for seed in range(6):
+    for seed in range(seeds):
         exact, theirs, mine = (
-            embeddings_and_gradients(backend, dtype, training, seed, monkeypatch)
-            for backend, dtype in (
+            embeddings_and_gradients(one, dtype, training, seed, monkeypatch, model)
+            for one, dtype in (
                 ("reference", torch.float64),
                 ("reference", torch.float32),
-                ("native", torch.float32),
+                (backend, torch.float32),
             )
         )
         assert set(mine) == set(exact)
@@ -62,6 +64,12 @@ def test_sasrec_is_as_exact_as_plain_torch(training: bool, monkeypatch: pytest.M
     for name, each in errors.items():
         error, their, rounding = root_mean_squares(each)
         assert error <= (2.0 if name == "hidden" else 5.0) * their + rounding, name
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_sasrec_is_as_exact_as_plain_torch(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both draw the same dropout, so training mode can be compared too."""
+    judge_steps("native", "sasrec", training, 6, monkeypatch)
 
 
 @pytest.mark.parametrize("model", ["sasrec", "gru"])
