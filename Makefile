@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # What the compiled module is made of: a change in any of these builds it again, and only then.
-BUILD_INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f 2>/dev/null)
+BUILD_INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f -not -name '*.pyc' 2>/dev/null)
 
 DEMO_OUT ?= seqrec-demo
 
