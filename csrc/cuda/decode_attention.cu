@@ -119,9 +119,12 @@ struct Numbers {
   }
 
   static __device__ __forceinline__ void unpack(const uint4& bits, float (&to)[kVector]) {
-    const T* numbers = reinterpret_cast<const T*>(&bits);
+    struct Vector {
+      T at[kVector];
+    };
+    const Vector numbers = detail::same_bits<Vector>(bits);
 #pragma unroll
-    for (int c = 0; c < kVector; ++c) to[c] = to_float(numbers[c]);
+    for (int c = 0; c < kVector; ++c) to[c] = to_float(numbers.at[c]);
   }
 };
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqrec_fast.errors import InputError
@@ -18,15 +18,6 @@ from seqrec_fast.ops.cuda import topk as module
 from seqrec_fast.ops.topk import score_topk, score_topk_reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """Fills memory that nobody has written with NaN or the largest whole number."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 def whole(rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -52,7 +43,9 @@ def hidden(rng: np.random.Generator, queries: int, items: int, most: int) -> Jag
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     queries=st.integers(0, 40),
     items=st.integers(0, 300),
@@ -269,3 +262,46 @@ def test_too_many_items() -> None:
     v = torch.empty(1).expand(2**31 - 256, 1)
     with pytest.raises(InputError, match="items: expected fewer than 2147483392 rows"):
         score_topk(torch.ones(1, 1), v, k=1)
+
+
+# ------------------------------------------------------------------ launches and bytes, counted
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [1, 64, 130])
+def test_items_are_read_once_a_tile_of_queries(
+    emulated: Any, queries: int, dtype: torch.dtype
+) -> None:
+    rng = np.random.default_rng(7)
+    q, v = whole(rng, (queries, 40), dtype), whole(rng, (5000, 40), dtype)
+    bias = whole(rng, (5000,), dtype)
+    blocked = torch.from_numpy(rng.random(5000) < 0.2)
+    seen = hidden(rng, queries, 5000, 30).to_torch()
+    watched = [(t.data_ptr(), t.nbytes) for t in (v, q, bias)]
+    emulated.take_launches()
+    emulated.start_counting(watched)
+    score_topk(q, v, bias=bias, seen=seen, blocked=blocked, k=10)
+    _, items, given, biases = emulated.stop_counting()
+    launches = emulated.take_launches()
+    assert [name for name, *_ in launches] == ["topk_seen", "topk_scan", "topk_merge"]
+    tiles = -(-queries // (16 if queries <= 16 else 64))
+    blocks = launches[1][1][0]
+    assert blocks > tiles  # several ranges of items
+    assert items[1] == tiles * v.nbytes
+    assert given[1] == blocks // tiles * q.nbytes
+    assert biases[1] <= tiles * bias.nbytes  # not of what is blocked
+    emulated.take_launches()
+    score_topk(q, v, k=10)
+    assert len(emulated.take_launches()) == 2
+
+
+def test_neither_the_device_nor_the_order_of_threads_changes_anything(emulated: Any) -> None:
+    generator = torch.Generator().manual_seed(8)
+    q, v = torch.randn(3, 12, generator=generator), torch.randn(3000, 12, generator=generator)
+    scores, ids = score_topk(q, v, k=40)
+    for seed, multiprocessors, shared in ((2, 1, 101376), (3, 108, 166912), (4, 16, 232448)):
+        emulated.set_order(seed)
+        emulated.set_device(multiprocessors, shared)
+        again = score_topk(q, v, k=40)
+        assert torch.equal(again[0], scores)
+        assert torch.equal(again[1], ids)
