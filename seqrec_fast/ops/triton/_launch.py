@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every Triton kernel here is started with: availability, configurations, jagged tiles.
+
+Nothing here waits for the device or reads its memory. Grids are upper bounds from shapes alone, so
+that a captured CUDA graph serves every batch of its size.
+
+Kernels accumulate in float32 whatever the tensors hold. Tensors that every program reads or writes
+by tokens x heads x width are addressed in 64 bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the kernels cannot be imported then, but the reason can be asked for
+    triton = None
+
+__all__ = [
+    "DTYPES",
+    "INTERPRETED",
+    "LEAST_VERSION",
+    "Config",
+    "Tuned",
+    "Variant",
+    "input_precision",
+    "named",
+    "padded_width",
+    "row_of_tile",
+    "row_tiles",
+    "signature",
+    "tuned",
+    "unavailable",
+    "widths",
+]
+
+#: of Triton, what torch 2.8 came with
+LEAST_VERSION = (3, 4)
+
+#: dtypes of the kernels as Triton spells them in signatures
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+RESOURCES = Path(__file__).with_name("resources.json")
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
+
+
+if triton is not None:
+    #: whether kernels run in Triton's interpreter on the CPU. It is settled when Triton is first
+    #: imported. Kernels convert to float32 before ``tl.dot`` where it is true, because the
+    #: interpreter multiplies the bits of bfloat16.
+    INTERPRETED = tl.constexpr(_interpreted())
+
+
+def unavailable() -> str | None:
+    """Why Triton kernels cannot run in this process, with the remedy; None where they can."""
+    if triton is None:
+        return "Triton is not installed; it comes with CUDA builds of torch (or pip install triton)"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        return f"Triton {triton.__version__} is too old; install {least} or newer, as torch pins it"
+    if INTERPRETED.value:
+        return None
+    if not torch.cuda.is_available():
+        return (
+            "torch finds no GPU; TRITON_INTERPRET=1, set before torch is imported, runs the "
+            "kernels on the CPU (for tests only)"
+        )
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and capability < (8, 0):
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, 8.0 is the least"
+    return None
+
+
+class Config(NamedTuple):
+    """How one kernel is compiled: sizes of its tiles, warps a program, stages of its pipeline."""
+
+    blocks: dict[str, int]
+    warps: int = 4
+    stages: int = 2
+
+
+class Variant(NamedTuple):
+    """One compiled form of a kernel that ships, and what the compile gate compiles.
+
+    Attributes:
+        name: as :func:`named` makes it; the row of the table of resources.
+        kernel: the ``@triton.jit`` function.
+        signature: type of every argument that is not a constexpr, as Triton spells it.
+        constants: every constexpr, sizes of tiles among them.
+        warps: a program.
+        stages: of the software pipeline.
+        matrix: whether it multiplies matrices, on tensor cores where types have 16 bits.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+    matrix: bool
+
+
+def named(kernel: str, dtype: str, width: int, config: Config, **flags: bool) -> str:
+    """The name of a variant, e.g. ``attention_forward bf16 64 KEYS=64 warps=4 stages=2``.
+
+    Args:
+        kernel: name of its function.
+        dtype: a value of ``DTYPES``.
+        width: what its tiles are padded to.
+        config: how it is compiled.
+        flags: constexprs that change what it computes; those that are true are named.
+    """
+    blocks = [f"{k}={v}" for k, v in config.blocks.items()]
+    set_flags = [k for k, v in flags.items() if v]
+    stated = [*set_flags, *blocks, f"warps={config.warps}", f"stages={config.stages}"]
+    return " ".join([kernel, dtype, str(width), *stated])
+
+
+def signature(
+    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any]
+) -> dict[str, str]:
+    """The types of all arguments of a kernel but its constexprs, in their order.
+
+    Args:
+        kernel: a ``@triton.jit`` function.
+        types: by name of argument; the type ``"i32"`` for those that are not there.
+        constants: the constexprs.
+    """
+    return {n: types.get(n, "i32") for n in kernel.arg_names if n not in constants}
+
+
+class Tuned:
+    """A kernel with its configurations: ``kernel[grid](...)`` as with ``@triton.jit``.
+
+    ``grid`` may be a function of the constexprs, sizes of tiles among them. ``fn`` is the kernel.
+    """
+
+    def __init__(
+        self,
+        fn: Any,
+        configs: Sequence[Config],
+        key: Sequence[str],
+        serves: Callable[[Config, Mapping[str, Any]], bool] | None,
+        name: Callable[[Config, Mapping[str, Any]], str] | None,
+    ) -> None:
+        self.fn, self.configs, self.key = fn, tuple(configs), list(key)
+        self._serves, self._name = serves, name
+        self._tuner: Any = None
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        def start(*arguments: Any, **keywords: Any) -> Any:
+            given = dict(zip(self.fn.arg_names, arguments, strict=False)) | keywords
+            choices = self.choices(given)
+            if INTERPRETED.value:
+                return self._start(grid, choices[0], arguments, keywords)
+            tensor = next(a for a in given.values() if isinstance(a, Tensor))
+            with torch.cuda.device(tensor.device):
+                left = self._without_spills(choices, given)
+                if len(left) == 1:
+                    return self._start(grid, left[0], arguments, keywords)
+                return self._autotuner()[grid](*arguments, **keywords)
+
+        return start
+
+    def choices(self, given: Mapping[str, Any]) -> list[Config]:
+        """The configurations made for these arguments."""
+        found = [c for c in self.configs if self._serves is None or self._serves(c, given)]
+        if not found:
+            raise AssertionError(f"{self.fn.__name__}: no configuration serves these arguments")
+        return found
+
+    def _start(self, grid: Any, config: Config, arguments: Any, keywords: Any) -> Any:
+        options = {**config.blocks, "num_warps": config.warps, "num_stages": config.stages}
+        return self.fn[grid](*arguments, **keywords, **options)
+
+    def _without_spills(self, choices: list[Config], given: Mapping[str, Any]) -> list[Config]:
+        """Leaves out what the committed table says to spill or to need too much shared memory."""
+        if self._name is None or len(choices) == 1:
+            return choices
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        table = resources().get(f"sm_{properties.major}{properties.minor}", {})
+        shared = getattr(properties, "shared_memory_per_block_optin", 1 << 30)
+        left = []
+        for config in choices:
+            row = table.get(self._name(config, given), {})
+            if not row.get("spills") and row.get("shared", 0) <= shared:
+                left.append(config)
+        return left or choices[:1]
+
+    def _autotuner(self) -> Any:
+        if self._tuner is None:
+            ours = [(_triton_config(c), c) for c in self.configs]
+
+            def prune(configs: list[Any], named_args: Mapping[str, Any], **rest: Any) -> list[Any]:
+                given = {**named_args, **rest}
+                left = self._without_spills(self.choices(given), given)
+                return [t for t, c in ours if c in left]
+
+            self._tuner = triton.autotune(
+                [t for t, _ in ours], self.key, prune_configs_by={"early_config_prune": prune}
+            )(self.fn)
+        return self._tuner
+
+
+def _triton_config(config: Config) -> Any:
+    return triton.Config(dict(config.blocks), num_warps=config.warps, num_stages=config.stages)
+
+
+def tuned(
+    configs: Sequence[Config],
+    key: Sequence[str],
+    *,
+    serves: Callable[[Config, Mapping[str, Any]], bool] | None = None,
+    name: Callable[[Config, Mapping[str, Any]], str] | None = None,
+) -> Callable[[Any], Tuned]:
+    """Gives a ``@triton.jit`` kernel its configurations.
+
+    On a GPU the first call with a new key times those that serve its arguments (which waits for the
+    device: run each shape once before a CUDA graph is captured, as torch asks for anyway) and keeps
+    the best; where only one serves, nothing is timed. The interpreter takes the first that serves.
+
+    Args:
+        configs: the best guess first.
+        key: arguments whose values choose anew. Never the number of tokens of a jagged batch, which
+            changes with every batch. Types of tensors belong to the key unasked.
+        serves: whether a configuration is made for the arguments (by their names); all are if None.
+        name: the name of the variant in the table of resources.
+    """
+
+    def decorate(kernel: Any) -> Tuned:
+        return Tuned(kernel, configs, key, serves, name)
+
+    return decorate
+
+
+@cache
+def resources() -> dict[str, dict[str, dict[str, int]]]:
+    """The committed table: ``{"sm_90": {name of variant: {"registers", "spills", "shared"}}}``."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    if RESOURCES.is_file():
+        found = json.loads(RESOURCES.read_text(encoding="utf-8"))
+    return found
+
+
+def input_precision(dtype: torch.dtype) -> str:
+    """How ``tl.dot`` multiplies float32: tf32 where torch's settings allow it for its matrices."""
+    if dtype != torch.float32:
+        return "ieee"
+    matmul = torch.backends.cuda.matmul
+    # torch >= 2.9 has this setting, and refuses to say allow_tf32 once it was used
+    setting = getattr(matmul, "fp32_precision", "none")
+    if setting == "none":
+        setting = "tf32" if matmul.allow_tf32 else "ieee"
+    return "tf32" if setting == "tf32" else "ieee"
+
+
+def padded_width(width: int) -> int:
+    """The next power of two, 16 at least, which matrix instructions ask for."""
+    return max(16, 1 << max(width - 1, 0).bit_length())
+
+
+def row_tiles(tokens: int, rows: int, block: int) -> int:
+    """How many tiles of ``block`` tokens of one row each there can be, whatever the offsets."""
+    return tokens // block + rows if tokens else 0
+
+
+def widths(least: int = 16, most: int = 128) -> Iterator[int]:
+    """The padded widths that ship."""
+    width = least
+    while width <= most:
+        yield width
+        width *= 2
+
+
+if triton is not None:
+
+    @triton.jit
+    def row_of_tile(offsets, rows, tile, BLOCK: tl.constexpr):
+        """The row of a tile, where the row begins and ends, and where the tile begins in it.
+
+        Row r owns the tiles from ``offsets[r] // BLOCK + r`` on, which leaves enough of them for
+        any length. A tile that begins at or after the length of its row has nothing to do.
+
+        Args:
+            offsets: int64 ``[rows + 1]``.
+            rows: how many.
+            tile: ``0 <= tile < row_tiles(tokens, rows, BLOCK)``.
+            BLOCK: tokens a tile.
+
+        Returns:
+            row, its first token and the one after its last (int64), first token of the tile counted
+            from the start of the row (int32).
+        """
+        low = 0
+        high = rows - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            first = tl.load(offsets + middle) // BLOCK + middle
+            if first <= tile:
+                low = middle
+            else:
+                high = middle - 1
+        begin = tl.load(offsets + low)
+        end = tl.load(offsets + low + 1)
+        start = ((tile - low - begin // BLOCK) * BLOCK).to(tl.int32)
+        return low, begin, end, start
