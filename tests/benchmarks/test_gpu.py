@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from seqrec_fast.benchmarks import (  # noqa: E402
 )
 from seqrec_fast.benchmarks.case import OURS, STANDARD  # noqa: E402
 from seqrec_fast.errors import DeviceError  # noqa: E402
+from tests.benchmarks.stub_device import StubDevice  # noqa: E402
 
 SMALL: dict[str, Any] = {
     "recurrent": shapes.RecurrentShape("lstm", 3, 8, 16, inputs=8, lengths="ml1m"),
@@ -34,30 +34,6 @@ SMALL: dict[str, Any] = {
     "embedding": shapes.EmbeddingShape(12, 9, 16),
     "topk": shapes.TopkShape(3, 40, 16, 5),
 }
-
-
-class StubDevice:
-    """Every call takes a microsecond with the cache warm, and three after it was emptied."""
-
-    def __init__(self) -> None:
-        self.device = torch.device("cpu")
-        self.flushed = 0
-        self._cold = False
-
-    def flush(self) -> None:
-        self.flushed += 1
-        self._cold = True
-
-    def seconds(self, run: Callable[[], Any], calls: int) -> float:
-        run()
-        each, self._cold = (3e-6 if self._cold else 1e-6), False
-        return each * calls
-
-    def ceilings(self) -> gpu_device.Ceilings:
-        return gpu_device.Ceilings(1000.0, {"float32": 1e4, "float16": 1e5, "bfloat16": 1e5})
-
-    def facts(self) -> dict[str, Any]:
-        return {"gpu": "a stub"}
 
 
 def small(operation: str, dtype: str, backward: bool) -> gpu_cases.GpuCase:

@@ -164,36 +164,36 @@ def renew(everything: bool = False, accept: bool = False) -> list[str]:
             e.fingerprint == fresh_print for n, e in before.items() if n.startswith(f"{unit.name}/")
         )
     ]
-    jobs = [(unit, target) for unit in fresh for target in TARGETS.values()]
     after = {
         name: entry
         for name, entry in before.items()
         if name.partition("/")[0] in {unit.name for unit in prints if unit not in fresh}
     }
-    rows: dict[str, dict[str, table.Measured]] = {}
-    for (unit, target), measured in zip(jobs, compile_all(jobs), strict=True):
-        if isinstance(measured, str):
-            bad.append(measured)
-            continue
-        for kernel, one in measured.items():
-            rows.setdefault(f"{unit.name}/{kernel}", {})[target.name] = one
-    for name, targets in rows.items():
-        unit = next(u for u in fresh if u.name == name.partition("/")[0])
-        old = before.get(name)
-        worse = [
-            f"{name}: {t}: {what}"
-            for t, one in targets.items()
-            if old is not None and t in old.targets
-            for what in table.worse(old.targets[t], one)
-        ]
-        bad += worse
-        # what had tensor cores on any target has to keep them on all
-        matrix = any(one.tensor_cores for one in targets.values())
-        entry = table.Entry(prints[unit], name.partition("/")[2], {}, WARPS, 0, matrix, targets)
-        after[name] = old if old is not None and worse and not accept else entry
-    if after:
+    for unit in fresh:  # one after another, so that what is done stays done
+        rows: dict[str, dict[str, table.Measured]] = {}
+        compiled = compile_all([(unit, target) for target in TARGETS.values()])
+        for target, measured in zip(TARGETS, compiled, strict=True):
+            if isinstance(measured, str):
+                bad.append(measured)
+                continue
+            for kernel, one in measured.items():
+                rows.setdefault(f"{unit.name}/{kernel}", {})[target] = one
+        for name, targets in rows.items():
+            old = before.get(name)
+            worse = [
+                f"{name}: {t}: {what}"
+                for t, one in targets.items()
+                if old is not None and t in old.targets
+                for what in table.worse(old.targets[t], one)
+            ]
+            bad += worse
+            # what has tensor cores on any target has to have them on all
+            matrix = any(one.tensor_cores for one in targets.values())
+            kernel = name.partition("/")[2]
+            entry = table.Entry(prints[unit], kernel, {}, WARPS, 0, matrix, targets)
+            after[name] = old if old is not None and worse and not accept else entry
         table.write(TABLE, {**whole, made: after})
-    print(f"{made}: {len(jobs)} compilations in {time.monotonic() - began:.0f} s")
+    print(f"{made}: {len(fresh) * len(TARGETS)} compilations in {time.monotonic() - began:.0f} s")
     wrong = [f"{name}: {what}" for name, entry in after.items() for what in table.wrong(entry)]
     return [*bad, *wrong]
 

@@ -201,7 +201,8 @@ def main(arguments: list[str]) -> None:
             for module in arguments[1:] or modules()
             for variant in shipped(module)
         ]
-        print(json.dumps({"version": triton.__version__, "variants": found}))
+        version = triton.__version__.partition("+")[0]
+        print(json.dumps({"version": version, "variants": found}))
         return
     jobs = json.load(sys.stdin)
     known: dict[str, dict[str, Any]] = {}

@@ -54,7 +54,7 @@ def crowded(a, c, SIZE: tl.constexpr):
 
 def variants() -> Iterator[Variant]:
     """``good`` in two types and ``spills``."""
-    sizes = {"ROWS": 64, "COLUMNS": 64, "INNER": 32}
+    sizes = {"ROWS": 64, "COLUMNS": 32, "INNER": 32}
     for kind in ("bf16", "fp32"):
         types = {"a": f"*{kind}", "b": f"*{kind}", "c": "*fp32", "rows": "i32", "inner": "i32:16"}
         yield Variant(f"good {kind}", product, types, sizes, 4, 3, kind == "bf16")
