@@ -490,4 +490,5 @@ _CROSS_ENTROPY = register(
     backward=_backward,
     setup_context=_save,
     remedy=_REMEDY,
+    gpu="triton.cross_entropy:cross_entropy",
 )

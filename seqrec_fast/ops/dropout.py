@@ -175,4 +175,5 @@ _DROPOUT = register(
     _fake,
     backward=_backward,
     setup_context=_save,
+    gpu="triton.dropout:dropout",
 )

@@ -259,6 +259,7 @@ _BACKWARD = register(
     " int activation, float p, Tensor? seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_cpu,
     _backward_fake,
+    gpu="triton.feed_forward:feed_forward_backward",
 )
 
 
@@ -286,4 +287,5 @@ _FEED_FORWARD = register(
     _fake,
     backward=_backward,
     setup_context=_save,
+    gpu="triton.feed_forward:feed_forward",
 )

@@ -275,6 +275,7 @@ _BACKWARD = register(
     " Tensor? weight, float p, Tensor? seed) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_cpu,
     _backward_fake,
+    gpu="triton.layer_norm:layer_norm_backward",
 )
 
 
@@ -329,6 +330,7 @@ _LAYER_NORM = register(
     _fake,
     backward=_backward,
     setup_context=_save,
+    gpu="triton.layer_norm:layer_norm",
 )
 
 _ADD_LAYER_NORM = register(
@@ -338,4 +340,5 @@ _ADD_LAYER_NORM = register(
     _add_fake,
     backward=_add_backward,
     setup_context=_add_save,
+    gpu="triton.layer_norm:add_layer_norm",
 )
