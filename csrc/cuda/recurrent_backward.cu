@@ -20,7 +20,7 @@ namespace seqrec {
 namespace cuda {
 namespace {
 
-template <RecurrentCell C, RecurrentMath M, bool Split>
+template <RecurrentCell C, RecurrentMath M>
 class Backward {
  public:
   static constexpr int kGates = recurrent_gate_count(C);
@@ -35,7 +35,7 @@ class Backward {
   using T = typename Product::T;
 
   __device__ Backward(const RecurrentBackward& layer, unsigned char* shared)
-      : p_(layer), plan_(layer.plan), place_(layer.plan), shared_(shared) {
+      : p_(layer), plan_(layer.plan), place_(layer.plan), split_(layer.plan.form != RecurrentForm::kWhole), shared_(shared) {
     ring_ = reinterpret_cast<RecurrentRing*>(shared);
     operand_ = reinterpret_cast<T*>(shared + plan_.operand_at);
   }
@@ -47,18 +47,18 @@ class Backward {
       queue.advance(plan_.slots, place_.lane, *ring_, 0);
       queue.advance(plan_.slots, place_.lane, *ring_, 1);
     }
-    unsigned* counter = team_counter<Split>(p_.workspace, plan_, place_);
+    unsigned* counter = team_counter(p_.workspace, plan_, place_);
     __syncthreads();
     begin();
     // rows that leave take a step more, which gives the gradient of their initial state
     for (int t = 0; ring_->mask(t) != 0 || (t > 0 && ring_->mask(t - 1) != 0); ++t) {
       if (place_.warp == 0) queue.advance(plan_.slots, place_.lane, *ring_, t + 2);
-      const T* operand = operand_ + (Split ? 0 : (t & 1) * plan_.slots * plan_.tile_stride);
+      const T* operand = operand_ + (split_ ? 0 : (t & 1) * plan_.slots * plan_.tile_stride);
       float sums[kGates][2][4];
       const unsigned before = t > 0 ? ring_->mask(t - 1) : 0;
       product_.run(plan_, operand, (before >> 8) != 0, sums);
       step(t, sums);
-      if constexpr (Split) {
+      if (split_) {
         if (ring_->mask(t) == 0) break;
         if (plan_.barriers) team_barrier(counter, plan_.members * (t + 1));
         else __syncthreads();
@@ -70,7 +70,7 @@ class Backward {
 
  private:
   __device__ void prepare() {
-    const int copies = Split ? 1 : 2;
+    const int copies = split_ ? 1 : 2;
     for (int i = threadIdx.x; i < copies * plan_.slots * plan_.tile_stride; i += blockDim.x) {
       operand_[i] = from_float<T>(0.0f);
     }
@@ -138,7 +138,7 @@ class Backward {
   }
 
   __device__ void step(int t, const float (&sums)[kGates][2][4]) {
-    T* next_operand = operand_ + (Split ? 0 : ((t + 1) & 1) * plan_.slots * plan_.tile_stride);
+    T* next_operand = operand_ + (split_ ? 0 : ((t + 1) & 1) * plan_.slots * plan_.tile_stride);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -231,7 +231,7 @@ class Backward {
     for (int g = 0; g < kWritten; ++g) {
       const Two<T> rounded{from_float<T>(d[0][g]), from_float<T>(d[1][g])};
       place_.write(to + g * place_.hidden, rounded);
-      if constexpr (!Split) {
+      if (!split_) {
         if (!kGru || g < 3) place_.write_tile(operand + part(g) * plan_.part_stride, rounded);
       }
     }
@@ -270,6 +270,7 @@ class Backward {
   const RecurrentBackward& p_;
   const RecurrentPlan& plan_;
   const RecurrentPlace<M> place_;
+  const bool split_;  // the block has some of the units, else all
   unsigned char* shared_;
   RecurrentRing* ring_;
   T* operand_;  // [1 or 2][slots][gates][part_stride]: the gate gradients that the product reads
@@ -279,24 +280,21 @@ class Backward {
   float carry_[2][2][2];  // lstm: the gradient of c; gru: of h, what does not pass the product
 };
 
-template <RecurrentCell C, RecurrentMath M, bool Split>
+template <RecurrentCell C, RecurrentMath M>
 __global__ void __launch_bounds__(32 * recurrent_most_warps(C), 1)
     recurrent_backward_kernel(const __grid_constant__ RecurrentBackward layer) {
   SEQREC_SHARED(shared);
-  Backward<C, M, Split>(layer, shared).run();
+  Backward<C, M>(layer, shared).run();
 }
 
 template <RecurrentCell C, RecurrentMath M>
 void start(const RecurrentBackward& layer, cudaStream_t stream) {
   const RecurrentPlan& plan = layer.plan;
   const dim3 grid = recurrent_grid(plan), block = recurrent_threads(plan);
-  if (plan.form == RecurrentForm::kWhole) {
-    launch(recurrent_backward_kernel<C, M, false>, grid, block, plan.shared, stream, layer);
-  } else if (plan.barriers) {
-    launch_cooperative(recurrent_backward_kernel<C, M, true>, grid, block, plan.shared, stream,
-                       layer);
+  if (plan.barriers) {
+    launch_cooperative(recurrent_backward_kernel<C, M>, grid, block, plan.shared, stream, layer);
   } else {
-    launch(recurrent_backward_kernel<C, M, true>, grid, block, plan.shared, stream, layer);
+    launch(recurrent_backward_kernel<C, M>, grid, block, plan.shared, stream, layer);
   }
 }
 

@@ -84,15 +84,13 @@ struct RecurrentPlace {
 };
 
 /// Makes the counter of a team zero before anybody counts.
-template <bool Split, typename Place>
+template <typename Place>
 __device__ unsigned* team_counter(void* workspace, const RecurrentPlan& plan, const Place& place) {
   unsigned* counter = reinterpret_cast<unsigned*>(static_cast<unsigned char*>(workspace) +
                                                   std::int64_t{place.team} * kRecurrentCounterBytes);
-  if constexpr (Split) {
-    if (plan.barriers) {
-      if (place.member == 0 && threadIdx.x == 0) *counter = 0;
-      grid_barrier();
-    }
+  if (plan.barriers) {
+    if (place.member == 0 && threadIdx.x == 0) *counter = 0;
+    grid_barrier();
   }
   return counter;
 }

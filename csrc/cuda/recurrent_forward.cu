@@ -17,7 +17,7 @@ namespace seqrec {
 namespace cuda {
 namespace {
 
-template <RecurrentCell C, RecurrentMath M, bool Split>
+template <RecurrentCell C, RecurrentMath M>
 class Forward {
  public:
   static constexpr int kGates = recurrent_gate_count(C);
@@ -26,7 +26,7 @@ class Forward {
   using T = typename Product::T;
 
   __device__ Forward(const RecurrentForward& layer, unsigned char* shared)
-      : p_(layer), plan_(layer.plan), place_(layer.plan), shared_(shared) {
+      : p_(layer), plan_(layer.plan), place_(layer.plan), split_(layer.plan.form != RecurrentForm::kWhole), shared_(shared) {
     ring_ = reinterpret_cast<RecurrentRing*>(shared);
     bias_ = reinterpret_cast<float*>(shared + plan_.bias_at);
     operand_ = reinterpret_cast<T*>(shared + plan_.operand_at);
@@ -39,19 +39,19 @@ class Forward {
       queue.advance(plan_.slots, place_.lane, *ring_, 0);
       queue.advance(plan_.slots, place_.lane, *ring_, 1);
     }
-    unsigned* counter = team_counter<Split>(p_.workspace, plan_, place_);
+    unsigned* counter = team_counter(p_.workspace, plan_, place_);
     __syncthreads();
     begin();
-    if constexpr (Split) gather(0);
+    if (split_) gather(0);
     __syncthreads();
     for (int t = 0; ring_->mask(t) != 0; ++t) {
       if (place_.warp == 0) queue.advance(plan_.slots, place_.lane, *ring_, t + 2);
-      const T* operand = operand_ + (Split ? 0 : (t & 1) * plan_.slots * plan_.tile_stride);
+      const T* operand = operand_ + (split_ ? 0 : (t & 1) * plan_.slots * plan_.tile_stride);
       const unsigned live = ring_->mask(t);
       float sums[kGates][2][4];
       product_.run(plan_, operand, (live >> 8) != 0, sums);
       step(t, sums);
-      if constexpr (Split) {
+      if (split_) {
         if (ring_->mask(t + 1) == 0) break;
         if (plan_.barriers) team_barrier(counter, plan_.members * (t + 1));
         else __syncthreads();
@@ -65,7 +65,7 @@ class Forward {
   /// What does not depend on a step: weights, biases, the padding of the operand, empty rows.
   __device__ void prepare() {
     const int hidden = place_.hidden, units = plan_.units;
-    const int copies = Split ? 1 : 2;
+    const int copies = split_ ? 1 : 2;
     for (int i = threadIdx.x; i < copies * plan_.slots * plan_.tile_stride; i += blockDim.x) {
       operand_[i] = from_float<T>(0.0f);
     }
@@ -120,10 +120,10 @@ class Forward {
   __device__ void enter(const RecurrentSlot& now, int slot, int n, int i, T* operand) {
     const std::int64_t from = std::int64_t{now.row} * place_.hidden + place_.unit;
     Two<T> h{from_float<T>(0.0f), from_float<T>(0.0f)};
-    if (p_.h0 != nullptr && (!Split || kGru)) {
+    if (p_.h0 != nullptr && (!split_ || kGru)) {
       h = place_.read(static_cast<const T*>(p_.h0) + from);
     }
-    if constexpr (!Split) place_.write_tile(operand + slot * plan_.tile_stride + place_.unit, h);
+    if (!split_) place_.write_tile(operand + slot * plan_.tile_stride + place_.unit, h);
     if constexpr (kLstm) {
       Two<T> c{from_float<T>(0.0f), from_float<T>(0.0f)};
       if (p_.c0 != nullptr) c = place_.read(static_cast<const T*>(p_.c0) + from);
@@ -135,7 +135,7 @@ class Forward {
 
   __device__ void step(int t, const float (&sums)[kGates][2][4]) {
     T* next_operand =
-        operand_ + (Split ? 0 : ((t + 1) & 1) * plan_.slots * plan_.tile_stride);
+        operand_ + (split_ ? 0 : ((t + 1) & 1) * plan_.slots * plan_.tile_stride);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -146,7 +146,7 @@ class Forward {
         const RecurrentSlot& next = ring_->at(t + 1, slot);
         if (now.live()) {
           const Two<T> h = cell(now, n, i, sums);
-          if constexpr (!Split) {
+          if (!split_) {
             place_.write_tile(next_operand + slot * plan_.tile_stride + place_.unit, h);
           }
         }
@@ -244,6 +244,7 @@ class Forward {
   const RecurrentForward& p_;
   const RecurrentPlan& plan_;
   const RecurrentPlace<M> place_;
+  const bool split_;  // the block has some of the units, else all
   unsigned char* shared_;
   RecurrentRing* ring_;
   float* bias_;   // [gates (gru: 4)][units]
@@ -253,24 +254,21 @@ class Forward {
   float state_[2][2][2];         // lstm: cells; gru: hidden states
 };
 
-template <RecurrentCell C, RecurrentMath M, bool Split>
+template <RecurrentCell C, RecurrentMath M>
 __global__ void __launch_bounds__(32 * recurrent_most_warps(C), 1)
     recurrent_forward_kernel(const __grid_constant__ RecurrentForward layer) {
   SEQREC_SHARED(shared);
-  Forward<C, M, Split>(layer, shared).run();
+  Forward<C, M>(layer, shared).run();
 }
 
 template <RecurrentCell C, RecurrentMath M>
 void start(const RecurrentForward& layer, cudaStream_t stream) {
   const RecurrentPlan& plan = layer.plan;
   const dim3 grid = recurrent_grid(plan), block = recurrent_threads(plan);
-  if (plan.form == RecurrentForm::kWhole) {
-    launch(recurrent_forward_kernel<C, M, false>, grid, block, plan.shared, stream, layer);
-  } else if (plan.barriers) {
-    launch_cooperative(recurrent_forward_kernel<C, M, true>, grid, block, plan.shared, stream,
-                       layer);
+  if (plan.barriers) {
+    launch_cooperative(recurrent_forward_kernel<C, M>, grid, block, plan.shared, stream, layer);
   } else {
-    launch(recurrent_forward_kernel<C, M, true>, grid, block, plan.shared, stream, layer);
+    launch(recurrent_forward_kernel<C, M>, grid, block, plan.shared, stream, layer);
   }
 }
 

@@ -128,72 +128,90 @@ inline bool recurrent_fit(RecurrentPlan& plan, const RecurrentDevice& device, bo
   return plan.streamed_tiles == 0 || plan.form == RecurrentForm::kStreamed;
 }
 
-/// Chooses form and sizes for a layer; `form` -1 chooses by itself. `single`: each row has one
-/// token at most, so that nothing is ever exchanged. Returns false where the form cannot hold the
-/// layer: `shared` then says the least that one slot needs.
-inline bool recurrent_plan(RecurrentCell cell, RecurrentMath math, std::int64_t hidden,
-                           std::int64_t rows, const RecurrentDevice& device, bool backward,
-                           bool single, int form, RecurrentPlan* found) {
-  const std::int64_t tiles = (hidden + kRecurrentUnits - 1) / kRecurrentUnits;
-  if (tiles > std::int64_t{device.multiprocessors} * recurrent_most_warps(cell)) return false;
-  RecurrentPlan plan{};
-  plan.cell = cell;
-  plan.math = math;
-  plan.hidden = hidden;
-  const int all = static_cast<int>(tiles);
-  // one step alone reads all weights for few products: the more blocks read them the better
-  const bool spread = single && tiles > 1;
-  if (form == -1 ? !spread : form == static_cast<int>(RecurrentForm::kWhole)) {
-    plan.form = RecurrentForm::kWhole;
-    for (int slots = kRecurrentMostSlots; slots >= 8; slots /= 2) {
-      plan.members = 1;
-      plan.slots = slots;
-      if (slots == 16 && rows <= 8 * std::int64_t{device.multiprocessors}) continue;
-      if (!recurrent_fit(plan, device, backward)) continue;
-      // a kibibyte of each block is the system's
-      const int by_shared = device.shared_per_multiprocessor / (plan.shared + 1024);
-      const int by_registers = 65536 / (32 * recurrent_most_warps(cell) * (65536 / (32 * recurrent_most_warps(cell)))) ;
-      (void)by_registers;
-      const int resident = by_shared < 1 ? 1 : by_shared > 2 ? 2 : by_shared;
-      const std::int64_t most = std::int64_t{device.multiprocessors} * resident;
-      plan.teams = static_cast<int>(rows < most ? rows : most);
+/// What decides a plan. `single`: each row has one token at most, so that nothing is ever
+/// exchanged. `form`: a RecurrentForm, or -1 to choose.
+struct RecurrentShape {
+  RecurrentCell cell;
+  RecurrentMath math;
+  std::int64_t hidden;
+  std::int64_t rows;  // at least 1
+  bool backward;
+  bool single;
+  int form;
+};
+
+/// One block a team. Rows are spread over all multiprocessors before any takes more of them.
+inline bool plan_recurrent_whole(RecurrentPlan plan, const RecurrentShape& shape,
+                                 const RecurrentDevice& device, RecurrentPlan* found) {
+  plan.form = RecurrentForm::kWhole;
+  plan.members = 1;
+  for (plan.slots = kRecurrentMostSlots; plan.slots >= 8; plan.slots /= 2) {
+    if (plan.slots == kRecurrentMostSlots && shape.rows <= 8 * std::int64_t{device.multiprocessors})
+      continue;
+    if (!recurrent_fit(plan, device, shape.backward)) continue;
+    // a kibibyte of each block is the system's
+    const bool two = device.shared_per_multiprocessor / (plan.shared + 1024) >= 2;
+    const std::int64_t most = std::int64_t{device.multiprocessors} * (two ? 2 : 1);
+    plan.teams = static_cast<int>(shape.rows < most ? shape.rows : most);
+    *found = plan;
+    return true;
+  }
+  return false;
+}
+
+/// Several blocks a team, at most one on each multiprocessor: all of them run at once, as a
+/// cooperative launch asks. Of few rows a step takes less time the more blocks share it; of many,
+/// more rows are on their way the fewer blocks a team has.
+inline bool plan_recurrent_split(RecurrentPlan plan, const RecurrentShape& shape,
+                                 const RecurrentDevice& device, RecurrentPlan* found) {
+  const int units = recurrent_divide_up(shape.hidden, kRecurrentUnits);
+  const int most = units < device.multiprocessors ? units : device.multiprocessors;
+  for (plan.slots = 8; plan.slots >= 1; plan.slots /= 2) {
+    const std::int64_t teams = (shape.rows + plan.slots - 1) / plan.slots;
+    const std::int64_t share = device.multiprocessors / teams;
+    const int least = plan.form == RecurrentForm::kStreamed ? most
+                      : share < 2                           ? (most < 2 ? most : 2)
+                      : share < most                        ? static_cast<int>(share)
+                                                            : most;
+    for (int members = least; members <= most; ++members) {
+      plan.members = members;
+      if (!recurrent_fit(plan, device, shape.backward)) continue;
+      const std::int64_t room = device.multiprocessors / plan.members;
+      plan.teams = static_cast<int>(teams < room ? teams : room);
+      plan.barriers = !shape.single && plan.members > 1;
+      const std::int64_t warps = std::int64_t{plan.teams} * plan.members * (plan.threads / 32);
+      plan.workspace = std::int64_t{plan.teams} * kRecurrentCounterBytes +
+                       warps * plan.streamed_tiles * recurrent_gate_count(plan.cell) *
+                           recurrent_fragment(plan.math);
       *found = plan;
       return true;
     }
-    if (form == static_cast<int>(RecurrentForm::kWhole)) return false;
-  }
-  for (int kind = static_cast<int>(RecurrentForm::kSplit);
-       kind <= static_cast<int>(RecurrentForm::kStreamed); ++kind) {
-    if (form != -1 && form != kind) continue;
-    plan.form = static_cast<RecurrentForm>(kind);
-    for (plan.slots = 8; plan.slots >= 1; plan.slots /= 2) {
-      // The fewer blocks a team has, the more teams there are; where there are few rows, more
-      // blocks take less time for a step.
-      const std::int64_t wanted = (rows + plan.slots - 1) / plan.slots;
-      for (int members = form == kind && all > 1 ? 2 : 1; members <= device.multiprocessors;
-           ++members) {
-        const std::int64_t teams = device.multiprocessors / members;
-        if (members < all && members < device.multiprocessors && teams > wanted &&
-            device.multiprocessors / (members + 1) >= wanted)
-          continue;
-        if (kind == static_cast<int>(RecurrentForm::kStreamed) &&
-            members < (all < device.multiprocessors ? all : device.multiprocessors))
-          continue;
-        plan.members = members;
-        if (!recurrent_fit(plan, device, backward)) continue;
-        const std::int64_t most = device.multiprocessors / plan.members;
-        plan.teams = static_cast<int>(wanted < most ? wanted : most);
-        plan.barriers = !single && plan.members > 1;
-        const std::int64_t blocks = std::int64_t{plan.teams} * plan.members;
-        plan.workspace = plan.teams * kRecurrentCounterBytes +
-                         blocks * plan.streamed_tiles * (plan.threads / 32) *
-                             recurrent_gate_count(cell) * recurrent_fragment(math);
-        *found = plan;
-        return true;
-      }
-    }
   }
   return false;
+}
+
+/// Returns false where no form can hold the layer.
+inline bool plan_recurrent(const RecurrentShape& shape, const RecurrentDevice& device,
+                           RecurrentPlan* found) {
+  constexpr std::int64_t kMostHidden = 1 << 16;  // so that all offsets in a row are ints
+  if (shape.hidden > kMostHidden) return false;
+  RecurrentPlan plan{};
+  plan.cell = shape.cell;
+  plan.math = shape.math;
+  plan.hidden = shape.hidden;
+  const auto tries = [&](RecurrentForm form) {
+    return shape.form == -1 || shape.form == static_cast<int>(form);
+  };
+  // A single step reads all weights for few products: the more blocks read them the better.
+  const bool spread = shape.form == -1 && shape.single && shape.hidden > kRecurrentUnits;
+  if (!spread && tries(RecurrentForm::kWhole) &&
+      plan_recurrent_whole(plan, shape, device, found)) {
+    return true;
+  }
+  plan.form = RecurrentForm::kSplit;
+  if (tries(plan.form) && plan_recurrent_split(plan, shape, device, found)) return true;
+  plan.form = RecurrentForm::kStreamed;
+  return tries(plan.form) && plan_recurrent_split(plan, shape, device, found);
 }
 
 }  // namespace cuda

@@ -11,7 +11,7 @@ from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._library import address, register
 
-__all__ = ["GRU", "LSTM", "backward", "setup_context"]
+__all__ = ["GRU", "LSTM", "Gradients", "backward", "empty_gradients", "setup_context"]
 
 #: codes of the cells, in the order of ``RecurrentCell`` in csrc
 LSTM, GRU = 1, 2
@@ -20,7 +20,7 @@ LSTM, GRU = 1, 2
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _outputs(
+def empty_gradients(
     x: Tensor, offsets: Tensor, w_ih: Tensor, w_hh: Tensor, wanted: list[bool]
 ) -> Gradients:
     """Memory of the gradients that are wanted; no rows where they are not."""
@@ -55,7 +55,7 @@ def _cpu(
     activation: int,
     wanted: list[bool],
 ) -> Gradients:
-    made = _outputs(x, offsets, w_ih, w_hh, wanted)
+    made = empty_gradients(x, offsets, w_ih, w_hh, wanted)
     # contiguous() may copy, and the copies must live until the kernel has read them
     read = [
         None if tensor is None else tensor.contiguous()
@@ -93,7 +93,7 @@ def _fake(
     activation: int,
     wanted: list[bool],
 ) -> Gradients:
-    return _outputs(x, offsets, w_ih, w_hh, wanted)
+    return empty_gradients(x, offsets, w_ih, w_hh, wanted)
 
 
 _BACKWARD = register(
@@ -103,6 +103,7 @@ _BACKWARD = register(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _cpu,
     _fake,
+    gpu="cuda.recurrent:recurrent_backward",
 )
 
 

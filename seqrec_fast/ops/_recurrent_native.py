@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from seqrec_fast import _C
@@ -12,7 +13,7 @@ from seqrec_fast.ops import _recurrent_backward
 from seqrec_fast.ops._library import register
 from seqrec_fast.ops._recurrent_backward import GRU, LSTM
 
-__all__ = ["ACTIVATIONS", "CELL_NAMES", "forward", "infer"]
+__all__ = ["ACTIVATIONS", "CELL_NAMES", "Forward", "empty_results", "forward", "infer"]
 
 CELL_NAMES = ("rnn", "lstm", "gru")
 ACTIVATIONS = ("tanh", "sigmoid")
@@ -22,16 +23,22 @@ _GATES = (1, 4, 3)
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _outputs(x: Tensor, rows: int, hidden: int, cell: int, keep: bool) -> Forward:
-    """Memory of all results; empty where a cell has none, or nothing is kept for a gradient."""
+def empty_results(
+    x: Tensor, rows: int, hidden: int, cell: int, keep: bool, *, gates: bool = True
+) -> Forward:
+    """Memory of all results; empty where a cell has none, or nothing is kept for a gradient.
+
+    Without ``gates`` there is none for these: the caller has it.
+    """
     tokens = x.shape[0]
-    gated = keep and cell != 0
+    gated = gates and keep and cell != 0
     return (
         x.new_empty(tokens, hidden),
         x.new_empty(rows, hidden),
         x.new_empty(rows if cell == LSTM else 0, hidden),
         x.new_empty(tokens if gated else 0, _GATES[cell] * hidden),
-        x.new_empty(tokens if keep and cell == LSTM else 0, hidden),
+        # float32 whatever the type of x: sums of a whole row have gone into them
+        x.new_empty(tokens if keep and cell == LSTM else 0, hidden, dtype=torch.float32),
         x.new_empty(tokens if keep and cell == GRU else 0, hidden),
     )
 
@@ -68,7 +75,7 @@ def _cpu(
     keep: bool,
 ) -> Forward:
     rows = offsets.shape[0] - 1
-    made = _outputs(x, rows, w_hh.shape[1], cell, keep)
+    made = empty_results(x, rows, w_hh.shape[1], cell, keep)
     _launch(x, offsets, rows, (w_ih, w_hh, b_ih, b_hh, h0, c0), cell, activation, made)
     return made
 
@@ -86,7 +93,7 @@ def _fake(
     activation: int,
     keep: bool,
 ) -> Forward:
-    return _outputs(x, offsets.shape[0] - 1, w_hh.shape[1], cell, keep)
+    return empty_results(x, offsets.shape[0] - 1, w_hh.shape[1], cell, keep)
 
 
 _FORWARD = register(
@@ -97,6 +104,7 @@ _FORWARD = register(
     _fake,
     backward=_recurrent_backward.backward,
     setup_context=_recurrent_backward.setup_context,
+    gpu="cuda.recurrent:recurrent_forward",
 )
 
 
