@@ -46,3 +46,61 @@ def embed_backward(
     number: int,
     stream: int,
 ) -> None: ...
+
+TOPK_MOST_PLACES: int
+
+def topk_lists_size(queries: int, items: int, dim: int, number: int, k: int) -> int: ...
+def topk_sort_seen(
+    values: int,
+    wide: bool,
+    offsets: int,
+    sorted: int,
+    rows: int,
+    tokens: int,
+    num_items: int,
+    stream: int,
+) -> None: ...
+def topk(
+    queries: tuple[int, int],
+    items: tuple[int, int],
+    bias: int,
+    blocked: int,
+    seen: int,
+    seen_offsets: int,
+    seen_tokens: int,
+    num_queries: int,
+    num_items: int,
+    dim: int,
+    k: int,
+    number: int,
+    tf32: bool,
+    lists: int,
+    size: int,
+    scores: int,
+    ids: int,
+    stream: int,
+) -> None: ...
+def decode_attention_parts_size(
+    rows: int, heads: int, width: int, tokens: int, paged: bool, number: int
+) -> int: ...
+def decode_attention(
+    q: tuple[int, int, int, int],
+    keys: tuple[int, int, int, int],
+    values: tuple[int, int, int, int],
+    offsets: int,
+    lengths: int,
+    page_table: tuple[int, int, bool],
+    row_pages: int,
+    page_tokens: int,
+    pages: int,
+    rows: int,
+    heads: int,
+    width: int,
+    tokens: int,
+    scale: float,
+    number: int,
+    out: int,
+    parts: int,
+    size: int,
+    stream: int,
+) -> None: ...
