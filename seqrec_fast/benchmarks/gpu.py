@@ -67,8 +67,8 @@ def _errors(case: GpuCase, device: Device) -> dict[str, Any]:
             name: _worst(_outputs(layouts[name], case.dtype, case.backward), truth)
             for name in (OURS, STANDARD)
         }
-    except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
-        return {**row, "reason": why(error), "red": False}
+    except (ImportError, RuntimeError, ValueError, NotImplementedError) as failure:
+        return {**row, "reason": why(failure), "red": False}
     unit = torch.finfo(case.dtype).eps
     row["errors"] = {}
     for name, error in errors[STANDARD].items():

@@ -180,8 +180,8 @@ def _attention(shape: shapes.AttentionShape, device: torch.device) -> dict[str, 
     offsets = ragged.offsets.to(device)
 
     def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads_first = (t.transpose(1, 2) for t in (q, k, v))
-        out = functional.scaled_dot_product_attention(*heads_first, is_causal=True)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return out.transpose(1, 2)
 
     found = {

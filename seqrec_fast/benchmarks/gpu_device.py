@@ -81,7 +81,8 @@ class CudaDevice:
 
     def seconds(self, run: Callable[[], Any], calls: int) -> float:
         """The time of so many calls, by events of the current stream."""
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        event: Any = torch.cuda.Event
+        first, last = event(enable_timing=True), event(enable_timing=True)
         first.record()
         for _ in range(calls):
             run()

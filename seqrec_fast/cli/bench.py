@@ -122,7 +122,7 @@ def _gpu(args: Namespace) -> int:
         raise InputError(f"--match: no case has {args.match!r} in its name; see --list")
     if args.list:
         names = [f"{case.operation}: {case.name}" for case in chosen]
-        print_json(names) if args.json else say("\n".join(names))
+        print_json({"cases": names}) if args.json else say("\n".join(names))
         return 0
     from seqrec_fast.benchmarks import gpu_device
 

@@ -189,7 +189,7 @@ def main(arguments: list[str]) -> None:
                 "module": module,
                 "name": variant.name,
                 "fingerprint": fingerprint(variant),
-                "kernel": _unwrapped(variant.kernel).__name__,
+                "kernel": f"{module.rpartition('.')[2]}.{_unwrapped(variant.kernel).__name__}",
                 "constants": {key: _plain(value) for key, value in variant.constants.items()},
                 "warps": variant.warps,
                 "stages": variant.stages,

@@ -3,7 +3,7 @@
 
 ::
 
-    python -m tests.gpu.gates [triton] [cuda] [--python PYTHON ...] [--all] [--accept]
+    python -m tests.gpu.gates [triton] [cuda] [--python PYTHON ...] [--all] [--accept] [--seconds N]
 
 Only what differs from the table is compiled; ``--all`` compiles everything. What got worse is
 printed and not written, unless ``--accept`` says that it is meant. ``--python`` names the
@@ -31,6 +31,9 @@ __all__ = ["TRITON_TABLE", "compile_triton", "list_triton", "main", "problems", 
 
 ROOT = Path(__file__).resolve().parents[2]
 TRITON_TABLE = ROOT / "seqrec_fast" / "ops" / "triton" / "resources.json"
+
+#: compilations between two writings of the table, of whole variants
+PART = 10 * len(TARGETS)
 
 Job = tuple[str, str, str]
 
@@ -61,7 +64,7 @@ def compile_triton(
     jobs: Sequence[Job], python: str = sys.executable
 ) -> dict[tuple[str, str], table.Measured | str]:
     """Compiles ``(module, variant, target)``; -> by variant and target, measured or the error."""
-    workers = max(1, min(os.cpu_count() or 1, len(jobs)))
+    workers = max(1, min(len(os.sched_getaffinity(0)), len(jobs)))
 
     def part(number: int) -> str:
         return _process(python, ["measure"], json.dumps(jobs[number::workers]))
@@ -169,7 +172,7 @@ def renewed(
     return after, bad
 
 
-def renew_triton(python: str, everything: bool, accept: bool) -> list[str]:
+def renew_triton(python: str, everything: bool, accept: bool, seconds: float) -> list[str]:
     """Renews the part of the table that an interpreter's Triton makes; returns what is wrong."""
     found = list_triton(python)
     version = found["version"]
@@ -184,15 +187,27 @@ def renew_triton(python: str, everything: bool, accept: bool) -> list[str]:
         or old.fingerprint != variant["fingerprint"]
         or target not in old.targets
     ]
-    began = time.monotonic()
-    measured = compile_triton(jobs, python) if jobs else {}
-    after, bad = renewed(before, found["variants"], measured, accept)
-    if after:
+    began, done, after, bad = time.monotonic(), 0, dict(before), []
+    if not jobs:
+        after, bad = renewed(before, found["variants"], {}, accept)
+        table.write(TRITON_TABLE, {**whole, version: after})
+    while done < len(jobs) and time.monotonic() - began < seconds:
+        part = jobs[done : done + PART]
+        done += len(part)
+        names = {name for _, name, _ in part}
+        chosen = [variant for variant in found["variants"] if variant["name"] in names]
+        fresh, said = renewed(after, chosen, compile_triton(part, python), accept)
+        # what is done stays done if the rest is interrupted
+        shipped = {variant["name"] for variant in found["variants"]}
+        after = {name: e for name, e in {**after, **fresh}.items() if name in shipped}
+        bad += said
         table.write(TRITON_TABLE, {**whole, version: after})
     print(
-        f"Triton {version}: {len(jobs)} of {len(found['variants']) * len(TARGETS)} compiled "
+        f"Triton {version}: {done} of {len(found['variants']) * len(TARGETS)} compiled "
         f"in {time.monotonic() - began:.0f} s"
     )
+    if done < len(jobs):
+        bad.append(f"{len(jobs) - done} compilations are left: run `make gates` again")
     return [f"Triton {version}: {line}" for line in [*bad, *problems(after)]]
 
 
@@ -203,11 +218,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--python", nargs="+", default=[sys.executable], metavar="PYTHON")
     parser.add_argument("--all", action="store_true", help="compile what has not changed too")
     parser.add_argument("--accept", action="store_true", help="write what got worse")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="stop after so long; the next run goes on"
+    )
     args = parser.parse_args(arguments)
     bad: list[str] = []
     if not args.what or "triton" in args.what:
         for python in args.python:
-            bad += renew_triton(python, args.all, args.accept)
+            bad += renew_triton(python, args.all, args.accept, args.seconds)
     if not args.what or "cuda" in args.what:
         bad += compile_cuda.renew(args.all, args.accept)
     print("\n".join(dict.fromkeys(bad)))
