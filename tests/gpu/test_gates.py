@@ -171,7 +171,7 @@ def test_the_compiler_finds_spills_and_tensor_cores() -> None:
     assert all("LDGSTS" in row.instructions for row in good.targets.values())
     spilled = measured["spills", "sm_80"]
     assert isinstance(spilled, table.Measured)
-    assert spilled.spills > 1000
+    assert spilled.spills > 100
     assert "STL" in spilled.instructions
 
 
