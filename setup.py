@@ -155,7 +155,7 @@ class BuildNative(build_ext):
         return str(built)
 
     def build_cuda(self, ext: Extension) -> None:
-        """Compiles the kernels by nvcc and the rest of the module by the C++ compiler; links both."""
+        """Compiles kernels by nvcc and the rest of the module by the C++ compiler; links both."""
         toolkit = CUDA.find()
         architectures = toolkit.architectures()
         macros = CUDA.macros("_cuda", self.distribution.get_version(), architectures)
