@@ -13,7 +13,7 @@ BUILD_INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type 
 DEMO_OUT ?= seqrec-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test suite lint types format quality bench docs clean
+.PHONY: help demo test suite lint types format quality gates bench docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: $(VENV)/.test  ## rewrite the sources in the project's style
 
 quality: $(VENV)/.test  ## accuracy on the public data in ../shared/data (hours; see docs/quality.md)
 	$(BIN)/python -m benchmarks.quality $(ARGS)
+
+gates: $(VENV)/.test  ## compile the GPU kernels for every target, renew the tables (see docs/gpu.md)
+	$(BIN)/python -m tests.gpu.gates $(ARGS)
 
 bench: $(VENV)/.bench  ## speed, beside the rivals that are installed
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)

@@ -1,145 +1,226 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of index on a GPU beside the quickest exact and graph searches of faiss on the CPU.
+"""Every operation on a GPU: first its errors against float64, then its times beside others.
 
-Recall comes first: an index that does not find what it should is not worth a time. Every size is
-measured by itself, so that one catalogue at a time lies in memory.
+A case is one shape in one type and direction. Ours is red where its error exceeds twice that of
+torch in the same type (five times for gradients in float32), and then gets no times. The others are
+timed in turn with ours, with the last-level cache warm and emptied before each call. The median
+counts. Bandwidth and operations a second are those that the result needs (:mod:`gpu_model`),
+beside what the device reached in the same run.
 """
 
 from __future__ import annotations
 
-import time
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from seqrec_fast.errors import DeviceError
-from seqrec_fast.retrieval import build, faiss_library
-from seqrec_fast.retrieval.index import Float, Index
-from seqrec_fast.retrieval.tuning import recall_of
+from seqrec_fast.benchmarks import gpu_model
+from seqrec_fast.benchmarks.case import OURS, STANDARD, why
+from seqrec_fast.benchmarks.gpu_cases import GpuCase, Layout
+from seqrec_fast.benchmarks.gpu_device import Ceilings, Device
 
-__all__ = ["BATCHES", "HEADER", "SIZES", "cells", "measure", "require_gpu"]
+__all__ = ["HEADER", "cells", "measure"]
 
-SIZES = (100_000, 1_000_000)
-BATCHES = (1, 16, 256)
-DIM = 64
-K = 100
-#: kinds, and the recall below which one is red; what is exact may only miss equal scores
-KINDS = {
-    "gpu-flat": 0.9999,
-    "gpu-ivf": 0.8,
-    "gpu-ivfpq": 0.8,
-    "gpu-cagra": 0.8,
-    "flat": 0.9999,
-    "hnsw": 0.8,
-}
-HEADER = ["items", "index", "recall", *(f"{count} queries" for count in BATCHES), "by kernel"]
-
-_REPEATS = 30
-_LEAST = 3
-
-
-def require_gpu() -> dict[str, Any]:
-    """What faiss can do here.
-
-    Raises:
-        DeviceError: no kind can run on a GPU; says why.
-    """
-    found = faiss_library.abilities()
-    if all(found["kinds"].values()):
-        raise DeviceError(f"bench gpu: {found['reason'] or found['kinds']['gpu-flat']}")
-    return found
+HEADER = (
+    *("operation", "case", "warm ms", "cold ms", "GB/s", "of copy", "GFLOP/s", "of product"),
+    *("best rival", "its ms", "ratio", "error", "verdict"),
+)
+LEAST_SAMPLES, MOST_SAMPLES = 5, 50
+#: a warm sample is at least so long, so that the events' own resolution does not count
+SAMPLE_SECONDS = 1e-3
 
 
 def measure(
-    sizes: Sequence[int] = SIZES,
+    cases: Sequence[GpuCase],
+    device: Device,
     *,
-    dim: int = DIM,
-    k: int = K,
-    threads: int | None = None,
-    seconds: float = 3.0,
-    say: Callable[[str], object] = lambda line: None,
+    budget: float = 3.0,
+    without: Sequence[str] = (),
+    only_errors: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """One row a size and kind.
+    """One row a case, plain values: errors of all first, then times.
 
     Args:
-        sizes: numbers of items.
-        dim: length of a vector.
-        k: items that a query has to find.
-        threads: cores for the kinds on the CPU; ``None`` takes those of the library.
-        seconds: timed calls of one kind and batch.
-        say: told what is being built.
-
-    Returns:
-        Plain values: ``items, dim, k, kind``, and ``missing`` (why it cannot run) or ``recall``,
-        ``red``, ``build_seconds``, ``by_kernel`` (share of the queries which the native kernel
-        answered) and ``median_ms`` by number of queries; none where the recall is too small.
+        cases: what to measure.
+        device: where.
+        budget: seconds of timed calls of a case, all contenders together.
+        without: beginnings of names of rivals that are not wanted.
+        only_errors: whether to stop after the errors.
     """
-    reasons = faiss_library.abilities()["kinds"]
-    for size in sizes:
-        vectors, queries = _data(size, dim)
-        truth = build(vectors, "exact").search(queries, k).ids
-        for kind, least in KINDS.items():
-            row: dict[str, Any] = {"items": size, "dim": dim, "k": k, "kind": kind}
-            if reasons.get(kind) is not None:
-                yield {**row, "missing": reasons[kind]}
-                continue
-            say(f"{size:,} items: {kind}")
-            started = time.perf_counter()
-            try:
-                index: Any = build(vectors, kind)
-                row["build_seconds"] = time.perf_counter() - started
-                row["recall"] = float(
-                    recall_of(index.search(queries, k, threads=threads).ids, truth).mean()
-                )
-                row["by_kernel"] = index.by_kernel / len(queries)
-                row["red"] = row["recall"] < least
-                row["median_ms"] = (
-                    {}
-                    if row["red"]
-                    else {n: _median(index, queries[:n], k, threads, seconds) for n in BATCHES}
-                )
-            except DeviceError as error:  # such as too little memory
-                yield {**row, "missing": str(error)}
-                continue
-            yield row
+    checked = [(case, _errors(case, device)) for case in cases]
+    ceilings = None if only_errors else device.ceilings()
+    for case, row in checked:
+        if ceilings is not None and "reason" not in row and not row["red"]:
+            row |= _times(case, device, ceilings, budget, tuple(without))
+        yield row
+
+
+def _errors(case: GpuCase, device: Device) -> dict[str, Any]:
+    row: dict[str, Any] = case.facts()
+    try:
+        layouts = case.build(device.device)
+        truth = _outputs(layouts[STANDARD], torch.float64, case.backward)
+        errors = {
+            name: _worst(_outputs(layouts[name], case.dtype, case.backward), truth)
+            for name in (OURS, STANDARD)
+        }
+    except (ImportError, RuntimeError, ValueError, NotImplementedError) as failure:
+        return {**row, "reason": why(failure), "red": False}
+    unit = torch.finfo(case.dtype).eps
+    row["errors"] = {}
+    for name, error in errors[STANDARD].items():
+        loose = 5.0 if name.startswith("d_") and case.dtype == torch.float32 else 2.0
+        largest = float(truth[name].abs().max()) if truth[name].numel() else 0.0
+        # where torch is all but exact, a few units in the last place of the largest value
+        allowed = max(loose * error, 4 * unit * largest)
+        row["errors"][name] = {"ours": errors[OURS][name], "torch": error, "allowed": allowed}
+    row["red"] = any(not e["ours"] <= e["allowed"] for e in row["errors"].values())
+    return row
+
+
+def _call(layout: Layout, dtype: torch.dtype, backward: bool) -> Callable[[], Any]:
+    given = {
+        name: t.detach().to(dtype) if t.is_floating_point() else t
+        for name, t in layout.inputs.items()
+    }
+    if not backward:
+
+        def infer() -> Any:
+            with torch.no_grad():
+                return layout.function(*given.values())
+
+        return infer
+    leaves = [t.requires_grad_() for t in given.values() if t.is_floating_point()]
+    upstream: list[Tensor] = []
+
+    def train() -> Any:
+        result = layout.function(*given.values())
+        if not upstream:
+            generator = torch.Generator().manual_seed(1)
+            draw = torch.randn(layout.back("y", result).shape, generator=generator)
+            upstream.append(layout.forth(draw.to(result.device, dtype), result))
+        return result, torch.autograd.grad(result, leaves, upstream[0])
+
+    return train
+
+
+def _outputs(layout: Layout, dtype: torch.dtype, backward: bool) -> dict[str, Tensor]:
+    result = _call(layout, dtype, backward)()
+    if not backward:
+        return {"y": layout.back("y", result).double()}
+    names = [name for name, t in layout.inputs.items() if t.is_floating_point()]
+    found = {"y": layout.back("y", result[0]).detach().double()}
+    for name, gradient in zip(names, result[1], strict=True):
+        found[f"d_{name}"] = layout.back(name, gradient).double()
+    return found
+
+
+def _worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    worst = {}
+    for name, exact in truth.items():
+        if found[name].shape != exact.shape:
+            worst[name] = float("inf")
+            continue
+        error = float((found[name] - exact).abs().max()) if exact.numel() else 0.0
+        worst[name] = error if error == error else float("inf")
+    return worst
+
+
+def _times(
+    case: GpuCase, device: Device, ceilings: Ceilings, budget: float, without: tuple[str, ...]
+) -> dict[str, Any]:
+    missing: dict[str, str] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, layout in case.build(device.device).items():
+        if name != OURS and any(name.startswith(word) for word in without):
+            missing[name] = "not wanted"
+            continue
+        try:
+            call = _call(layout, case.dtype, case.backward)
+            for _ in range(3):
+                call()
+        except Exception as error:
+            if name == OURS:
+                raise
+            missing[name] = why(error)
+            continue
+        calls[name] = call
+    warm, cold = _in_turn(calls, device, budget)
+    mine = statistics.median(warm[OURS])
+    rivals = {name: statistics.median(t) for name, t in warm.items() if name != OURS}
+    best = min(rivals, key=rivals.__getitem__) if rivals else None
+    work = gpu_model.work(case.operation, case.shape, case.dtype_name, case.backward)
+    peak = ceilings.gflops.get(case.dtype_name)
+    gigabytes, gflops = work.bytes / mine / 1e9, work.flops / mine / 1e9
+    return {
+        "contenders": {
+            name: {
+                "warm_ms": statistics.median(warm[name]) * 1e3,
+                "cold_ms": statistics.median(cold[name]) * 1e3,
+                "samples": len(warm[name]),
+            }
+            for name in calls
+        },
+        "missing": missing,
+        "best_rival": best,
+        "ratio": rivals[best] / mine if best else None,
+        "gigabytes": gigabytes,
+        "gflops": gflops,
+        "share_of_copy": gigabytes / ceilings.gigabytes,
+        "share_of_product": gflops / peak if peak else None,
+        "ceilings": ceilings._asdict(),
+    }
+
+
+def _in_turn(
+    calls: dict[str, Callable[[], Any]], device: Device, budget: float
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds a call with the cache warm and cold, a sample of each contender in every round."""
+    warm: dict[str, list[float]] = {name: [] for name in calls}
+    cold: dict[str, list[float]] = {name: [] for name in calls}
+    many = {
+        name: max(1, min(1000, int(SAMPLE_SECONDS / max(device.seconds(call, 1), 1e-9))))
+        for name, call in calls.items()
+    }
+    spent = 0.0
+    for number in range(MOST_SAMPLES):
+        if number >= LEAST_SAMPLES and spent >= budget:
+            break
+        for name, call in calls.items():
+            device.flush()
+            cold[name].append(device.seconds(call, 1))
+            call()
+            whole = device.seconds(call, many[name])
+            warm[name].append(whole / many[name])
+            spent += whole + cold[name][-1]
+    return warm, cold
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table below :data:`HEADER`."""
-    start = [f"{row['items']:,}", row["kind"]]
-    if "missing" in row:
-        return [*start, *["-"] * (len(HEADER) - 2)]
-    times = row["median_ms"]
+    start = [row["operation"], row["case"]]
+    if "reason" in row:
+        return [*start, *["-"] * 10, row["reason"]]
+    worst = max(row["errors"].values(), key=lambda e: e["ours"] / max(e["allowed"], 1e-300))
+    error = f"{worst['ours']:.1e} ({worst['torch']:.1e})"
+    if "contenders" not in row:
+        return [*start, *["-"] * 9, error, "red" if row["red"] else "right"]
+    mine, best = row["contenders"][OURS], row["best_rival"]
+    share = row["share_of_product"]
     return [
         *start,
-        f"{row['recall']:.4f}{' too small' if row['red'] else ''}",
-        *(f"{times[n]:.3f} ms" if n in times else "-" for n in BATCHES),
-        f"{row['by_kernel']:.1%}",
+        f"{mine['warm_ms']:.4f}",
+        f"{mine['cold_ms']:.4f}",
+        f"{row['gigabytes']:.0f}",
+        f"{row['share_of_copy']:.0%}",
+        f"{row['gflops']:.0f}",
+        f"{share:.0%}" if share is not None else "-",
+        best or "-",
+        f"{row['contenders'][best]['warm_ms']:.4f}" if best else "-",
+        f"{row['ratio']:.2f}x" if best else "-",
+        error,
+        "right",
     ]
-
-
-def _data(items: int, dim: int) -> tuple[Float, Float]:
-    """Vectors around centres, as trained ones are, and queries around the same."""
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((max(1, items // 200), dim), dtype=np.float32)
-
-    def around(count: int) -> Float:
-        noise = rng.standard_normal((count, dim), dtype=np.float32)
-        found: Float = centres[rng.integers(0, len(centres), count)] + np.float32(0.5) * noise
-        return found
-
-    return around(items), around(max(BATCHES))
-
-
-def _median(index: Index, queries: Float, k: int, threads: int | None, seconds: float) -> float:
-    """Milliseconds of a search."""
-    for _ in range(2):
-        index.search(queries, k, threads=threads)
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < _LEAST or (len(times) < _REPEATS and time.perf_counter() - began < seconds):
-        start = time.perf_counter()
-        index.search(queries, k, threads=threads)
-        times.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(times))

@@ -11,20 +11,24 @@ from typing import Literal, NamedTuple
 __all__ = [
     "ATTENTION",
     "CROSS_ENTROPY",
+    "DECODE_ATTENTION",
     "EMBEDDING",
     "FEED_FORWARD",
     "HSTU_ATTENTION",
     "LAYER_NORM",
     "LINEAR",
     "RECURRENT",
+    "TOPK",
     "AttentionShape",
     "CrossEntropyShape",
+    "DecodeAttentionShape",
     "EmbeddingShape",
     "FeedForwardShape",
     "LayerNormShape",
     "Lengths",
     "LinearShape",
     "RecurrentShape",
+    "TopkShape",
     "row_lengths",
 ]
 
@@ -154,6 +158,32 @@ class EmbeddingShape(NamedTuple):
         return f"{self.tokens} of {self.items} x {self.dim}"
 
 
+class DecodeAttentionShape(NamedTuple):
+    """One query a row against ``cached`` keys and values each."""
+
+    rows: int
+    cached: int
+    heads: int
+    width: int
+
+    def __str__(self) -> str:
+        """For instance ``256 x 200, heads 2 x 32``."""
+        return f"{self.rows} x {self.cached}, heads {self.heads} x {self.width}"
+
+
+class TopkShape(NamedTuple):
+    """The best ``k`` of ``items`` for each query."""
+
+    queries: int
+    items: int
+    dim: int
+    k: int
+
+    def __str__(self) -> str:
+        """For instance ``top 100, 256 x 1000000 x 64``."""
+        return f"top {self.k}, {self.queries} x {self.items} x {self.dim}"
+
+
 LINEAR = (LinearShape(512, 512, 512), LinearShape(16, 256, 1024), LinearShape(1, 256, 1024))
 
 _CELLS: tuple[Literal["rnn", "lstm", "gru"], ...] = ("lstm", "gru", "rnn")
@@ -195,3 +225,9 @@ FEED_FORWARD = tuple(
     FeedForwardShape(tokens, dim, 4 * dim) for tokens in _TOKENS for dim in (64, 128)
 )
 EMBEDDING = tuple(EmbeddingShape(tokens, 12_000, 64) for tokens in _TOKENS)
+DECODE_ATTENTION = (DecodeAttentionShape(256, 200, 2, 32), DecodeAttentionShape(64, 1024, 4, 32))
+TOPK = tuple(
+    TopkShape(queries, items, 64, 100)
+    for items in (12_000, 100_000, 1_000_000)
+    for queries in (1, 256)
+)

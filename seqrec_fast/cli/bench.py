@@ -13,19 +13,23 @@ from seqrec_fast.errors import InputError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
+_GPU_ONLY = ("decode_attention", "topk")
+
 EPILOG = """\
 Every contender is warmed up and timed in turn with the others; the median counts. A case whose
 error against float64 is too great is red, and its time does not count. Rivals that are not
 installed are left out: pip install 'seqrec-fast[bench]'. Close other programs first.
-"gpu" compares the recall of each gpu-* kind of index with the exact search, then times those that
-find enough, beside flat and hnsw on the CPU; of the options it takes --threads, --budget, --json.
+"gpu" judges every operation on the GPU against float64 first, then times those that are right
+beside cuDNN and torch, with the cache warm and emptied, by events of the device. Without
+--operation and --match it then compares the recall of each gpu-* kind of index with the exact
+search and times those that find enough.
 
 examples:
   seqrec-fast bench kernels --operation linear --threads 1
   seqrec-fast bench kernels --operation recurrent --match "lstm 256" --budget 10
   seqrec-fast bench kernels --threads 1 2 --out results --plot
   seqrec-fast bench kernels --list
-  seqrec-fast bench gpu --json
+  seqrec-fast bench gpu --out results --plot
 """
 
 
@@ -36,9 +40,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--operation",
         nargs="+",
         metavar="NAME",
-        choices=OPERATIONS,
-        default=list(OPERATIONS),
-        help=f"only these of: {', '.join(OPERATIONS)}",
+        choices=[*OPERATIONS, *_GPU_ONLY],
+        help=f"only these of: {', '.join(OPERATIONS)}; on the GPU {', '.join(_GPU_ONLY)} too",
     )
     parser.add_argument(
         "--match", metavar="TEXT", default="", help="only cases with this in the name"
@@ -85,7 +88,8 @@ def run(args: Namespace) -> int:
 
     chosen = {
         operation: [case for case in benchmarks.cases(operation) if args.match in case.name]
-        for operation in args.operation
+        for operation in args.operation or OPERATIONS
+        if operation in OPERATIONS
     }
     if not any(chosen.values()):
         raise InputError(f"--match: no case has {args.match!r} in its name; see --list")
@@ -100,31 +104,85 @@ def run(args: Namespace) -> int:
 
 
 def _gpu(args: Namespace) -> int:
-    from seqrec_fast.benchmarks import gpu
     from seqrec_fast.benchmarks.machine import describe_machine
 
+    if args.plot and args.out is None:
+        raise InputError("--plot: needs a folder; give --out FOLDER")
     if args.budget <= 0:
         raise InputError(f"--budget: must be above 0, found {args.budget:g}")
     if len(args.threads) > 1:
         raise InputError("--threads: bench gpu takes one number")
     check_threads(args.threads[0])
-    facts = gpu.require_gpu()
+    try:
+        from seqrec_fast.benchmarks import gpu_cases
+    except ImportError:
+        raise InputError("bench: needs torch: pip install 'seqrec-fast[train]'") from None
+    chosen = gpu_cases.cases(tuple(args.operation or ()), args.match)
+    if not chosen:
+        raise InputError(f"--match: no case has {args.match!r} in its name; see --list")
+    if args.list:
+        names = [f"{case.operation}: {case.name}" for case in chosen]
+        print_json({"cases": names}) if args.json else say("\n".join(names))
+        return 0
+    from seqrec_fast.benchmarks import gpu_device
+
+    device = gpu_device.require_gpu()
     quiet: bool = args.json
+    machine = {**describe_machine(), "device": device.facts()}
+    say(f"{machine['device']['gpu']}; {_versions(machine)}", quiet=quiet)
+    results: dict[str, Any] = {"machine": machine}
+    red = _gpu_operations(chosen, device, args, results)
+    if not args.operation and not args.match:
+        red += _gpu_indexes(args, results)
+    if args.out is not None:
+        from seqrec_fast.benchmarks import gpu_report
+
+        for path in gpu_report.write(Path(args.out), results, plot=args.plot):
+            say(f"wrote {path}", quiet=quiet)
+    if quiet:
+        print_json(results)
+    return 1 if red else 0
+
+
+def _gpu_operations(chosen: Any, device: Any, args: Namespace, results: dict[str, Any]) -> int:
+    from seqrec_fast.benchmarks import gpu
+
+    rows = []
+    for row in gpu.measure(chosen, device, budget=args.budget, without=args.without):
+        rows.append(row)
+        say("  ".join(gpu.cells(row)), quiet=args.json)
+    say("\n" + table(gpu.HEADER, [gpu.cells(row) for row in rows], left=(0, 1)), quiet=args.json)
+    for name, reason in {n: r for row in rows for n, r in row.get("missing", {}).items()}.items():
+        say(f"without {name}: {reason}", quiet=args.json)
+    results["rows"] = rows
+    return sum(bool(row["red"]) for row in rows)
+
+
+def _gpu_indexes(args: Namespace, results: dict[str, Any]) -> int:
+    from seqrec_fast.benchmarks import gpu_indexes
+    from seqrec_fast.errors import DeviceError
+
+    quiet: bool = args.json
+    try:
+        results["faiss"] = gpu_indexes.require_gpu()
+    except DeviceError as error:
+        results["faiss"] = {"missing": str(error)}
+        say(str(error), quiet=quiet)
+        return 0
     rows = list(
-        gpu.measure(
-            gpu.SIZES,
+        gpu_indexes.measure(
+            gpu_indexes.SIZES,
             threads=args.threads[0],
             seconds=args.budget,
             say=lambda line: say(line, quiet=quiet),
         )
     )
-    if quiet:
-        print_json({"machine": describe_machine(), "faiss": facts, "rows": rows})
-    else:
-        say("\n" + table(gpu.HEADER, [gpu.cells(row) for row in rows], left=(0, 1)))
-        for line in {f"{row['kind']}: {row['missing']}": 0 for row in rows if "missing" in row}:
-            say(line)
-    return 1 if any(row.get("red") for row in rows) else 0
+    results["indexes"] = rows
+    shown = [gpu_indexes.cells(row) for row in rows]
+    say("\n" + table(gpu_indexes.HEADER, shown, left=(0, 1)), quiet=quiet)
+    for line in {f"{row['kind']}: {row['missing']}": 0 for row in rows if "missing" in row}:
+        say(line, quiet=quiet)
+    return sum(bool(row.get("red")) for row in rows)
 
 
 def _measure(chosen: dict[str, list[Any]], args: Namespace) -> int:

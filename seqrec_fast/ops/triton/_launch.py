@@ -266,10 +266,18 @@ def tuned(
 
 @cache
 def resources() -> dict[str, dict[str, dict[str, int]]]:
-    """The committed table: ``{"sm_90": {name of variant: {"registers", "spills", "shared"}}}``."""
+    """The committed table: ``{"sm_90": {name of variant: {"registers", "spills", "shared"}}}``.
+
+    Of this version of Triton, or of the newest that was measured where this one was not.
+    """
     found: dict[str, dict[str, dict[str, int]]] = {}
     if RESOURCES.is_file():
-        found = json.loads(RESOURCES.read_text(encoding="utf-8"))
+        versions = json.loads(RESOURCES.read_text(encoding="utf-8"))
+        own = triton.__version__.partition("+")[0]
+        newest = max(versions, key=lambda v: [int(part) for part in v.split(".")])
+        for name, entry in versions.get(own, versions[newest]).items():
+            for target, row in entry["targets"].items():
+                found.setdefault(target, {})[name] = row
     return found
 
 
