@@ -75,7 +75,8 @@ def _config(kernel: Any, width: int, element: int, precise: bool, sampled: bool)
         tokens = columns = 16 if precise else 32
         if precise and width > 128 and kernel is kernels.forward:
             tokens, columns = (16, 8) if sampled else (8, 16)
-        return Config({"TOKENS": tokens, "COLUMNS": columns}, 8 if width > 64 else 4, 1)
+        eight = width > 64 if precise else 32 < width <= 128
+        return Config({"TOKENS": tokens, "COLUMNS": columns}, 8 if eight else 4, 1)
     # what a program owns is larger than what it streams where registers run short
     if width > 128:
         return Config({"TOKENS": 32, "COLUMNS": 32}, 4, 2)
