@@ -31,7 +31,7 @@ def test_every_cooperative_grid_is_co_resident(tmp_path: Path) -> None:
     if include is None:
         pytest.skip("cuda_occupancy.h was not found: no CUDA toolkit is installed")
     program = tmp_path / "plan"
-    source = HERE / "cuda_recurrent_plan.cpp"
+    source = HERE / "cuda_plans" / "recurrent.cpp"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
     subprocess.run(
         ["g++", *flags, "-isystem", str(include), str(source), "-o", str(program)], check=True

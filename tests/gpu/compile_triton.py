@@ -144,6 +144,8 @@ def measure(variant: Any, target: targets.Target) -> table.Measured:
         signature[name] = kind
         if kind.startswith("*") or divisor:
             hints[(place,)] = [["tt.divisibility", int(divisor or 16)]]
+    if hasattr(variant, "attributes"):
+        hints = variant.attributes()
     source = ASTSource(kernel, signature, dict(variant.constants), hints)
     triton.knobs.nvidia.dump_ptxas_log = True
     triton.knobs.compilation.always_compile = True

@@ -100,7 +100,15 @@ CASES: dict[str, Case] = {
 }
 
 #: arguments that stay float32 (or wider) whatever the type of the others
-WIDE_ARGUMENTS = {"statistics", "mean", "rstd", "token_weights", "log_q_negatives", "log_q_targets"}
+WIDE_ARGUMENTS = {
+    "statistics",
+    "mean",
+    "rstd",
+    "token_weights",
+    "log_q_negatives",
+    "log_q_targets",
+    "cells",
+}
 #: results that are float32 whatever the type of the arguments
 WIDE_RESULTS = {
     "attention": {1},
@@ -108,6 +116,7 @@ WIDE_RESULTS = {
     "layer_norm": {1, 2},
     "add_layer_norm": {2, 3},
     "cross_entropy": {0},
+    "recurrent_forward": {4},
 }
 
 

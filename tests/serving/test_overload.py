@@ -71,7 +71,9 @@ class Sessions:
     def observe_many(self, users: list[str], items: list[Any]) -> int:
         return sum(self.observe(*one) for one in zip(users, items, strict=True))
 
-    def recommend(self, user: str, k: int = 10, *, exclude_seen: bool = True) -> Found:
+    def recommend(
+        self, user: str, k: int = 10, exclude_seen: bool = True, *, where: Any, limit: Any
+    ) -> Found:
         return made([*map(str, self.users.get(user, [])), str(exclude_seen)][:k])
 
     def forget(self, user: str) -> bool:

@@ -7,17 +7,15 @@ A module of tests begins with ``pytest.importorskip("triton", reason=MISSING)``.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from tests.ops.triton.guards import Guards
 
-# read when Triton is imported and when a kernel is made
-if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-    raise RuntimeError("Triton was imported before tests/ops/triton: set TRITON_INTERPRET=1")
-os.environ["TRITON_INTERPRET"] = "1"
+# tests/conftest.py sets it, before anything imports Triton
+if os.environ.get("TRITON_INTERPRET") != "1":
+    raise RuntimeError("tests/ops/triton needs TRITON_INTERPRET=1")
 
 
 @pytest.fixture
