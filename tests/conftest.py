@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # times where the cores are shared with other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Read by Triton when it is imported, which torch does here and there: kernels run in its interpreter.
+# Read by Triton when it is imported, which torch does here and there: kernels run interpreted.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Deadlines measure the machine, not the code, on cores that are shared with other work.
