@@ -12,6 +12,7 @@
 #include "cuda/recurrent_block.cuh"
 #include "cuda/recurrent_product.cuh"
 #include "cuda/recurrent_schedule.cuh"
+#include "cuda/recurrent_start.cuh"
 
 namespace seqrec {
 namespace cuda {
@@ -271,42 +272,22 @@ __global__ void __launch_bounds__(32 * recurrent_most_warps(C), 1)
 }
 
 template <RecurrentCell C, RecurrentMath M>
-void start(const RecurrentForward& layer, cudaStream_t stream) {
-  const RecurrentPlan& plan = layer.plan;
-  const dim3 grid = recurrent_grid(plan), block = recurrent_threads(plan);
-  if (plan.barriers) {
-    launch_cooperative(recurrent_forward_kernel<C, M>, grid, block, plan.shared, stream, layer);
-  } else {
-    launch(recurrent_forward_kernel<C, M>, grid, block, plan.shared, stream, layer);
+struct ForwardKernel {
+  static void start(const RecurrentForward& layer, cudaStream_t stream) {
+    const RecurrentPlan& plan = layer.plan;
+    const dim3 grid = recurrent_grid(plan), block = recurrent_threads(plan);
+    if (plan.barriers) {
+      launch_cooperative(recurrent_forward_kernel<C, M>, grid, block, plan.shared, stream, layer);
+    } else {
+      launch(recurrent_forward_kernel<C, M>, grid, block, plan.shared, stream, layer);
+    }
   }
-}
-
-template <RecurrentCell C>
-void start(const RecurrentForward& layer, cudaStream_t stream) {
-  switch (layer.plan.math) {
-    case RecurrentMath::kFloat32:
-      return start<C, RecurrentMath::kFloat32>(layer, stream);
-    case RecurrentMath::kTf32:
-      return start<C, RecurrentMath::kTf32>(layer, stream);
-    case RecurrentMath::kFloat16:
-      return start<C, RecurrentMath::kFloat16>(layer, stream);
-    case RecurrentMath::kBfloat16:
-      return start<C, RecurrentMath::kBfloat16>(layer, stream);
-  }
-}
+};
 
 }  // namespace
 
 void launch_recurrent_forward(const RecurrentForward& layer, cudaStream_t stream) {
-  if (layer.batch.rows == 0) return;
-  switch (layer.plan.cell) {
-    case RecurrentCell::kRnn:
-      return start<RecurrentCell::kRnn>(layer, stream);
-    case RecurrentCell::kLstm:
-      return start<RecurrentCell::kLstm>(layer, stream);
-    case RecurrentCell::kGru:
-      return start<RecurrentCell::kGru>(layer, stream);
-  }
+  start_recurrent<ForwardKernel>(layer, stream);
 }
 
 }  // namespace cuda

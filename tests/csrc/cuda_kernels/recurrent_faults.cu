@@ -75,10 +75,10 @@ namespace {
 using namespace recurrent_test;
 
 void forward(const RecurrentForward& layer, cudaStream_t stream) {
-  start<RecurrentCell::kGru, RecurrentMath::kBfloat16>(layer, stream);
+  ForwardKernel<RecurrentCell::kGru, RecurrentMath::kBfloat16>::start(layer, stream);
 }
 void backward(const RecurrentBackward& layer, cudaStream_t stream) {
-  start<RecurrentCell::kGru, RecurrentMath::kBfloat16>(layer, stream);
+  BackwardKernel<RecurrentCell::kGru, RecurrentMath::kBfloat16>::start(layer, stream);
 }
 
 Case example(RecurrentForm form, int multiprocessors) {
