@@ -124,7 +124,7 @@ def measure(
 def _examine(
     prepared: Prepared, truth: Outputs, with_memory: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """Largest errors of every contender by output, and memory beyond what was there before.
+    """Largest errors of every contender by output, and memory beyond arguments and results.
 
     A rival whose call fails or whose result is something else is moved to the missing ones.
     """
@@ -134,9 +134,11 @@ def _examine(
         try:
             before = _reset_peak_memory() if with_memory else None
             result = contender.run()
-            if before is not None:
-                memory[contender.name] = _peak_memory() - before
+            peak = _peak_memory() if before is not None else 0
             outputs = contender.read(result)
+            if before is not None:
+                results = sum(outputs[name].nbytes for name in truth)
+                memory[contender.name] = max(0, peak - before - results)
             found = {name: largest_error(outputs[name], truth[name]) for name in truth}
         except Exception as error:
             if contender.name in (OURS, STANDARD):

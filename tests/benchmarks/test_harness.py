@@ -218,6 +218,22 @@ def test_memory_is_measured_where_it_is_asked(quick: None) -> None:
     assert report.verdict(row)[0] == "missed"
 
 
+def test_memory_of_results_is_not_extra(quick: None) -> None:
+    def prepare(threads: int, without: tuple[str, ...]) -> Prepared:
+        found = Prepared(lambda: {"y": np.ones(8 << 20)}, without)
+        for name in (OURS, STANDARD):
+            found.offer(name, lambda: (lambda: np.ones(8 << 20), lambda y: {"y": y}))
+        return found
+
+    bar = Bar(extra_bytes=1 << 20)
+    row = harness.measure(
+        Case("linear", Shape(1), "forward", 1.0, 1.0, prepare, bar), 1, budget=0.1
+    )
+    if not row["extra_bytes"]:
+        pytest.skip("the system does not tell its peak of memory")
+    assert row["extra_bytes"][OURS] < 16 << 20
+
+
 # ----------------------------------------------------------------------------------- verdicts
 
 
