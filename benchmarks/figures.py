@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.kernel_figures import kernel_table, topk_table
 from benchmarks.quality.interests import FIGURES as interest_figures
-from benchmarks.retrieval_figures import filters_table, retrieval_table
+from benchmarks.retrieval_figures import filters_table, retrieval_rows, retrieval_table
 from benchmarks.serving_figures import (
     engine_table,
     serving_rows,
@@ -143,6 +143,7 @@ def _start() -> str:
         *serving_rows(RESULTS),
         *_kernels(),
         *_topk(),
+        *retrieval_rows(RESULTS),
     ]
     where = f"Measured on {epoch['machine']['cpu']}, {epoch['machine']['cores']} cores"
     versions = epoch["machine"]["versions"]
@@ -199,6 +200,8 @@ def _topk() -> list[list[str]]:
     for row in found["rows"]:
         shape = row["shape"]
         if row["threads"] != 1 or (shape["items"], shape["dim"]) != (100_000, 64):
+            continue
+        if shape["queries"] not in (1, 256):
             continue
         rows.append(
             [

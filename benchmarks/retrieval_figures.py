@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["filters_table", "retrieval_table"]
+__all__ = ["filters_table", "retrieval_rows", "retrieval_table"]
 
 
 def retrieval_table(results: Path) -> str:
@@ -22,6 +22,33 @@ def retrieval_table(results: Path) -> str:
         if name in found
     ]
     return "\n".join(parts)
+
+
+def retrieval_rows(results: Path) -> list[list[str]]:
+    """What the first screen says of a million items: exact, and the index chosen by measurement."""
+    found = json.loads((results / "retrieval.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            "exact top-100 of 1,000,000 x 64 from bytes, 1 query, one thread",
+            f"{row['times']['int8']['median_us'] / 1000:.2f} ms, "
+            f"{row['faiss_to_int8']:.1f} x as fast as faiss IndexFlatIP",
+            "`python -m benchmarks.bench_retrieval exact`",
+        ]
+        for row in found["exact"]["rows"]
+        if (row["data"], row["threads"], row["batch"]) == ("1000000 clustered", 1, 1)
+    ]
+    for row in found["auto"]["rows"]:
+        if row["data"] == "1000000 clustered" and row["best_rival"] is not None:
+            ours = row["contenders"]["auto"]
+            rows.append(
+                [
+                    f"the same, recall {ours['recall']:.3f}, index chosen by measurement",
+                    f"{ours['median_us'] / 1000:.2f} ms, {row['ratio']:.1f} x as fast as the best "
+                    f"rival of that recall ({row['best_rival']})",
+                    "`python -m benchmarks.bench_retrieval auto`",
+                ]
+            )
+    return rows
 
 
 def filters_table(results: Path) -> str:
