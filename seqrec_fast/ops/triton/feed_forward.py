@@ -71,7 +71,7 @@ def _activated(z, ACTIVATION: tl.constexpr):
     return value, slope
 
 
-@triton.jit(do_not_specialize=["rows", "threshold"])
+@triton.jit(do_not_specialize=["rows", "threshold"], do_not_specialize_on_alignment=["seed"])
 def _forward(
     x,
     up_weight,
@@ -138,7 +138,7 @@ def _forward(
     )
 
 
-@triton.jit(do_not_specialize=["rows", "threshold"])
+@triton.jit(do_not_specialize=["rows", "threshold"], do_not_specialize_on_alignment=["seed"])
 def _backward_rows(
     dy,
     kept,
@@ -198,7 +198,9 @@ def _backward_rows(
     )
 
 
-@triton.jit(do_not_specialize=["rows", "threshold", "per_share"])
+@triton.jit(
+    do_not_specialize=["rows", "threshold", "per_share"], do_not_specialize_on_alignment=["seed"]
+)
 def _backward_weights(
     dy,
     x,

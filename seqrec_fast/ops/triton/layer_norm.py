@@ -50,7 +50,7 @@ def _config(dim: int) -> Config:
     return Config({"ROWS": rows, "COLUMNS": width}, 8 if width > 1024 else 4, 1)
 
 
-@triton.jit(do_not_specialize=["threshold", "rows"])
+@triton.jit(do_not_specialize=["threshold", "rows"], do_not_specialize_on_alignment=["seed"])
 def _forward(
     x,
     residual,
@@ -101,7 +101,9 @@ def _forward(
     tl.store(rstd + row, inverse, mask=row < rows)
 
 
-@triton.jit(do_not_specialize=["threshold", "rows", "tiles"])
+@triton.jit(
+    do_not_specialize=["threshold", "rows", "tiles"], do_not_specialize_on_alignment=["seed"]
+)
 def _backward(
     d_out,
     d_sum,
