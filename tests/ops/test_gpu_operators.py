@@ -153,6 +153,31 @@ def test_results_lie_on_the_gpu_and_nobody_waits(name: str, dtype: torch.dtype) 
     assert found.dtype == (torch.float32 if name.endswith("cross_entropy") else dtype)
 
 
+#: rows wider than a kernel holds
+WIDE: dict[str, Case] = {
+    "linear_cross_entropy": (CASES["linear_cross_entropy"][0], {"h": (5, 257), "w": (7, 257)}),
+    "sampled_cross_entropy": (CASES["sampled_cross_entropy"][0], {"h": (5, 257), "w": (7, 257)}),
+    "layer_norm": (CASES["layer_norm"][0], {"x": (5, 4097), "w": (4097,)}),
+    "add_layer_norm": (CASES["add_layer_norm"][0], {**dict.fromkeys("xr", (5, 4097)), "w": (4097,)}),
+    "feed_forward": (
+        CASES["feed_forward"][0],
+        {"x": (5, 129), "u": (6, 129), "a": (6,), "d": (129, 6), "b": (129,)},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*computed on the GPU by plain torch:UserWarning")
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_rows_are_computed_by_plain_torch_without_waiting(name: str) -> None:
+    function, shapes = WIDE[name]
+    more = {n: s for n, s in CASES[name][1].items() if n not in shapes}
+    with torch.no_grad(), Recorder() as recorder:
+        found = function(*arguments({**shapes, **more}, "cuda", torch.bfloat16))
+    assert found.device.type == "cuda"
+    assert not recorder.calls
+
+
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
