@@ -14,6 +14,7 @@ from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.models import ModelOptions, build_model
 from seqrec_fast.ops import linear_cross_entropy
 from seqrec_fast.ops._backend import GPU_BACKENDS, unavailable
+from tests.ops.triton.guards import MISSING
 from tests.training.test_backends import judge_steps
 
 
@@ -47,6 +48,7 @@ def scaled_step(backend: str, narrow: torch.dtype | None, patch: pytest.MonkeyPa
     return [loss.detach(), *found]
 
 
+@pytest.mark.skipif(unavailable("attention", "cpu") is not None, reason=MISSING)
 @pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
 def test_a_step_in_mixed_precision(narrow: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = scaled_step("reference", None, monkeypatch)
