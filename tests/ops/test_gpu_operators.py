@@ -8,6 +8,7 @@ with the arguments that they get on the CPU.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -153,29 +154,35 @@ def test_results_lie_on_the_gpu_and_nobody_waits(name: str, dtype: torch.dtype) 
     assert found.dtype == (torch.float32 if name.endswith("cross_entropy") else dtype)
 
 
-#: rows wider than a kernel holds
-WIDE: dict[str, Case] = {
-    "linear_cross_entropy": (CASES["linear_cross_entropy"][0], {"h": (5, 257), "w": (7, 257)}),
-    "sampled_cross_entropy": (CASES["sampled_cross_entropy"][0], {"h": (5, 257), "w": (7, 257)}),
-    "layer_norm": (CASES["layer_norm"][0], {"x": (5, 4097), "w": (4097,)}),
-    "add_layer_norm": (CASES["add_layer_norm"][0], {**dict.fromkeys("xr", (5, 4097)), "w": (4097,)}),
-    "feed_forward": (
-        CASES["feed_forward"][0],
-        {"x": (5, 129), "u": (6, 129), "a": (6,), "d": (129, 6), "b": (129,)},
-    ),
+#: rows wider than a kernel holds, and the module of the operation
+WIDE: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "linear_cross_entropy": ("cross_entropy", {"h": (5, 257), "w": (7, 257)}),
+    "sampled_cross_entropy": ("cross_entropy", {"h": (5, 257), "w": (7, 257)}),
+    "layer_norm": ("layer_norm", {"x": (5, 4097), "w": (4097,)}),
+    "add_layer_norm": ("layer_norm", {"x": (5, 4097), "r": (5, 4097), "w": (4097,)}),
+    "feed_forward": ("feed_forward", {"x": (5, 129), "u": (6, 129), "d": (129, 6), "b": (129,)}),
 }
 
 
 @pytest.mark.filterwarnings("ignore:.*computed on the GPU by plain torch:UserWarning")
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("name", WIDE)
-def test_wide_rows_are_computed_by_plain_torch_without_waiting(name: str) -> None:
-    function, shapes = WIDE[name]
-    more = {n: s for n, s in CASES[name][1].items() if n not in shapes}
-    with torch.no_grad(), Recorder() as recorder:
-        found = function(*arguments({**shapes, **more}, "cuda", torch.bfloat16))
-    assert found.device.type == "cuda"
-    assert not recorder.calls
+def test_rows_too_wide_for_a_kernel_go_to_plain_torch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, shapes = WIDE[name]
+    called: list[str] = []
+
+    def reference(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        called.append(name)
+        return x, x
+
+    monkeypatch.setattr(sys.modules[f"seqrec_fast.ops.{module}"], f"{name}_reference", reference)
+    for sizes in (CASES[name][1], CASES[name][1] | shapes):
+        assert not called, "narrow rows come first"
+        with torch.no_grad():
+            CASES[name][0](*arguments(sizes, "cuda", torch.bfloat16))
+    assert called == [name]
 
 
 @pytest.mark.usefixtures("fake")

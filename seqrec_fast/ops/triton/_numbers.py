@@ -14,7 +14,10 @@ from torch import Tensor
 
 from seqrec_fast.ops.triton._launch import rounded
 
-__all__ = ["ADD_UP", "add_up", "add_up_kernel", "processors"]
+__all__ = ["ADD_UP", "ODD", "add_up", "add_up_kernel", "processors"]
+
+#: padded widths for which kernels are also compiled as for widths that are no multiple of 16
+ODD = (64, 128)
 
 # few numbers of many parts are the rule: parts are read side by side, not one after the other
 ADD_UP = {"PARTS": 16, "BLOCK": 64}
