@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-#: make memory or views of it; ``item`` looks at offsets on the CPU alone, which test_gpu_operators.py
-#: shows
+#: make memory or views of it; ``item`` looks at offsets on the CPU alone (test_gpu_operators.py)
 NOTHING = {
     "item",
     *("alias", "as_strided", "detach", "expand", "narrow", "permute", "select", "slice", "split"),
@@ -28,7 +27,7 @@ COMPOSITE = {
 
 
 def torch_launches(call: Callable[[], Any]) -> list[str]:
-    """Names of torch's operations in a call, each a kernel on a GPU; a product with its bias is one."""
+    """Names of torch's operations in a call, each a kernel on a GPU, a product with its bias too."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         call()
     found: list[str] = []

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block of SASRec is six kernels at most: ours where they are started, and torch's between them."""
+"""A block of SASRec is six kernels at most: ours where they are started, torch's between them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +14,11 @@ from tests.ops.launches import torch_launches
 from tests.ops.triton.guards import MISSING
 
 pytest.importorskip("triton", reason=MISSING)
-from triton.runtime import interpreter  # noqa: E402
+from triton.runtime import interpreter
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of kernels that are started; none is run."""
     names: list[str] = []
     monkeypatch.setenv("SEQREC_FAST_BACKEND", "triton,reference")
@@ -28,7 +27,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         "__call__",
         lambda executor, *_, **__: names.append(executor.fn.__name__),
     )
-    yield names
+    return names
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -26,7 +26,9 @@ def test_a_step_is_as_exact_as_plain_torch(monkeypatch: pytest.MonkeyPatch) -> N
     judge_steps("triton,native", "sasrec", True, 1, monkeypatch)
 
 
-def scaled_step(backend: str, narrow: torch.dtype | None, patch: pytest.MonkeyPatch) -> list[Tensor]:
+def scaled_step(
+    backend: str, narrow: torch.dtype | None, patch: pytest.MonkeyPatch
+) -> list[Tensor]:
     """Loss and gradients, by autocast and a scaled loss, or in float64."""
     patch.setenv("SEQREC_FAST_BACKEND", backend)
     torch.manual_seed(2)

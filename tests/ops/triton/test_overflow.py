@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients that float16 cannot hold are infinite or NaN, never a number: a scaler looks for that."""
+"""Gradients that float16 cannot hold are infinite or NaN, never a number: scalers look for that."""
 
 from __future__ import annotations
 
