@@ -24,12 +24,16 @@ from torch import Tensor
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.models.base import SequenceModel
 from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops.attention import GPU_WIDTH
 
 __all__ = ["EncodeGraphs", "capture"]
 
 #: the longest history that has a graph; each power of two below has one of its own
 MOST_EVENTS = 1024
 _PLACES = 4  # what a buffer holds behind the items: offsets of two rows, place of the last event
+
+# torch records one graph at a time in a process
+_RECORDING = threading.Lock()
 
 #: runs again what was recorded, and returns what it returned
 Replay = Callable[[], Tensor]
@@ -41,16 +45,25 @@ def capture(function: Callable[[], Tensor]) -> Replay:
     Raises:
         RuntimeError: the function waits for the GPU, or does what cannot be recorded.
     """
+    work = torch.cuda.current_stream()
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
+    aside.wait_stream(work)
     with torch.cuda.stream(aside):
         for _ in range(2):  # kernels are compiled and chosen at their first calls
             function()
-    torch.cuda.current_stream().wait_stream(aside)
+    work.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    # other threads may use the GPU meanwhile
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = function()
+    try:
+        # Other threads may use the GPU meanwhile. The stream that torch would take by itself is of
+        # the GPU that was current when the process first recorded something.
+        with (
+            _RECORDING,
+            torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"),
+        ):
+            result = function()
+    finally:
+        # torch leaves its stream the current one where recording fails
+        torch.cuda.set_stream(work)
 
     def replay() -> Tensor:
         graph.replay()
@@ -113,13 +126,22 @@ class EncodeGraphs:
         self._record = record
         self._recorded: dict[int, _Recorded] = {}
         self._busy = threading.Lock()
+        # A graph has one memory for all who replay it. Whoever asks next, perhaps on another
+        # stream, waits there for the work of the one before.
+        self._done: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._broken = not self.possible(model, device)
 
     @staticmethod
     def possible(model: SequenceModel, device: torch.device) -> bool:
         """Whether the encoder never waits for the GPU, as plain torch must on jagged batches."""
-        operation = "attention" if model.options.model == "sasrec" else "recurrent"
-        return choose_backend(operation, device, torch.float32) != "reference"
+        options = model.options
+        if options.model != "sasrec":
+            return choose_backend("recurrent", device, torch.float32) != "reference"
+        chosen = choose_backend("attention", device, torch.float32)
+        wide = options.dim // options.heads > GPU_WIDTH
+        return chosen != "reference" and not (chosen == "triton" and wide)
 
     @torch.no_grad()
     def encode(self, items: NDArray[Any]) -> Tensor | None:
@@ -141,6 +163,15 @@ class EncodeGraphs:
             self._busy.release()
 
     def _encoded(self, items: NDArray[Any]) -> Tensor | None:
+        if self._done is None:
+            return self._of_size(items)
+        self._done.wait()  # type: ignore[no-untyped-call]
+        try:
+            return self._of_size(items)
+        finally:
+            self._done.record()  # type: ignore[no-untyped-call]
+
+    def _of_size(self, items: NDArray[Any]) -> Tensor | None:
         size = 1 << (len(items) - 1).bit_length()
         if size not in self._recorded:
             try:

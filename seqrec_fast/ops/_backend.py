@@ -25,6 +25,7 @@ from seqrec_fast.errors import InputError
 __all__ = [
     "GPU_BACKENDS",
     "GPU_DTYPES",
+    "GPU_WIDTHS",
     "Backend",
     "announce",
     "choose_backend",
@@ -53,6 +54,10 @@ GPU_BACKENDS: dict[str, Backend] = {
 #: float64 goes to the reference
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+#: operation -> the widest rows that its kernels for GPUs hold in registers; heads of attention are
+#: looked at where they are cut
+GPU_WIDTHS = {"cross_entropy": 256, "feed_forward": 128, "layer_norm": 4096}
+
 _VARIABLE = "SEQREC_FAST_BACKEND"
 _NAMES = ("reference", "native", "cuda", "triton")
 _TITLES = {"cuda": "CUDA", "triton": "Triton"}
@@ -68,7 +73,9 @@ _compiling = torch.compiler.is_compiling
 _transform = torch._C._functorch.peek_interpreter_stack
 
 
-def choose_backend(operation: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def choose_backend(
+    operation: str, device: torch.device, dtype: torch.dtype, width: int = 0
+) -> Backend:
     """The backend for tensors of this device and dtype.
 
     The environment variable ``SEQREC_FAST_BACKEND`` (``reference``, ``native``, ``cuda`` or
@@ -79,11 +86,13 @@ def choose_backend(operation: str, device: torch.device, dtype: torch.dtype) -> 
         operation: the name of its module.
         device: where the tensors are.
         dtype: their type.
+        width: of their rows, where an operation is in :data:`GPU_WIDTHS`; what is wider goes to the
+            reference, and is warned of once.
 
     Raises:
         InputError: the type is not a floating one, the variable names no backend or one that cannot
-            run here, or a transform of ``torch.func`` or forward-mode differentiation is at work,
-            of which the kernels know nothing.
+            run here or takes no rows so wide, or a transform of ``torch.func`` or forward-mode
+            differentiation is at work, of which the kernels know nothing.
     """
     if not dtype.is_floating_point:
         raise InputError(
@@ -98,6 +107,8 @@ def choose_backend(operation: str, device: torch.device, dtype: torch.dtype) -> 
             found = "native"
     elif device.type == "cuda" and dtype in GPU_DTYPES and _ready(operation):
         found = GPU_BACKENDS[operation]
+    if found == "triton" and width > GPU_WIDTHS.get(operation, width):
+        found = _too_wide(operation, width, forced)
     if (
         found != "reference"
         and not _compiling()
@@ -169,6 +180,24 @@ def _ready(operation: str) -> bool:
             stacklevel=4,
         )
     return reason is None
+
+
+def _too_wide(operation: str, width: int, forced: str) -> Backend:
+    """The reference, for rows that fit no kernel; refused where kernels are forced."""
+    most = GPU_WIDTHS[operation]
+    if forced:
+        raise InputError(
+            f"{_VARIABLE}={forced}: {operation} has Triton kernels up to a width of {most}, found "
+            f"{width}; unset the variable or set it to reference"
+        )
+    if not _compiling() and f"width of {operation}" not in _warned:
+        _warned.add(f"width of {operation}")
+        warnings.warn(
+            f"{operation}: computed on the GPU by plain torch: its kernels take a width up to "
+            f"{most}, found {width}",
+            stacklevel=4,
+        )
+    return "reference"
 
 
 _warned: set[str] = set()

@@ -24,13 +24,14 @@ from torch import Tensor
 from seqrec_fast import _C
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._autocast import narrow
-from seqrec_fast.ops._backend import choose_backend
+from seqrec_fast.ops._backend import Backend, choose_backend
 from seqrec_fast.ops._checks import (
     check_device,
     check_like,
     check_values,
     check_without_gradient,
 )
+from seqrec_fast.ops._cross_entropy_chunks import REMEDY, ChunkedCrossEntropy
 from seqrec_fast.ops._library import address, needs_gradient, refuse_second, register
 
 __all__ = [
@@ -43,56 +44,6 @@ __all__ = [
 
 #: logits held at once (16 MiB of float32): small enough for the last-level cache of most servers
 CHUNK_LOGITS = 4 * 1024 * 1024
-
-
-_REMEDY = "use torch.nn.functional.cross_entropy on the logits"
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        token_weights: Tensor,
-        chunk: int,
-    ) -> Tensor:
-        needs = [bool(n) for n in ctx.needs_input_grad[:3]]
-        d_hidden = torch.empty_like(hidden) if needs[0] else None
-        d_weight = torch.zeros_like(weight) if needs[1] else None
-        d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None
-        total = hidden.new_zeros((), dtype=token_weights.dtype)
-        for begin in range(0, hidden.shape[0], chunk):
-            part = slice(begin, begin + chunk)
-            h, y, a = hidden[part], targets[part, None], token_weights[part, None]
-            z = h @ weight.t() if bias is None else torch.addmm(bias, h, weight.t())
-            chosen = z.gather(1, y)
-            top = z.amax(dim=1, keepdim=True)
-            z.sub_(top).exp_()
-            mass = z.sum(dim=1, keepdim=True)
-            total += ((mass.log() + top - chosen) * a).sum()
-            if any(needs):
-                # gradient of the logits: weight * (softmax - one-hot of the target)
-                z.mul_(a / mass)
-                z.scatter_add_(1, y, -a.to(z.dtype))
-                if d_hidden is not None:
-                    torch.mm(z, weight, out=d_hidden[part])
-                if d_weight is not None:
-                    d_weight.addmm_(z.t(), h)
-                if d_bias is not None:
-                    d_bias += z.sum(dim=0)
-        ctx.gradients = (d_hidden, d_weight, d_bias)
-        ctx.save_for_backward(hidden, weight, bias)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        sources = (gradient, *ctx.saved_tensors)
-        with torch.no_grad():
-            scaled = [None if g is None else g * gradient for g in ctx.gradients]
-        return (*refuse_second("linear_cross_entropy", _REMEDY, sources, scaled), None, None, None)
 
 
 def linear_cross_entropy(
@@ -122,7 +73,7 @@ def linear_cross_entropy(
         InputError: shapes or dtypes do not fit or a target is not an item.
     """
     hidden, weight, bias = narrow(hidden, weight, bias)
-    if choose_backend("cross_entropy", hidden.device, hidden.dtype) == "reference":
+    if _backend_of(hidden) == "reference":
         return linear_cross_entropy_reference(
             hidden, weight, targets, bias, token_weights=token_weights
         )
@@ -156,7 +107,7 @@ def linear_cross_entropy_reference(
         raise InputError(f"chunk_logits: must be at least 1, found {chunk_logits}")
     weights = _normalised(hidden, token_weights)
     chunk = max(1, min(hidden.shape[0], chunk_logits // max(weight.shape[0], 1)))
-    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+    loss: Tensor = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, weights, chunk
     )
     return loss
@@ -198,7 +149,7 @@ def sampled_cross_entropy(
             negative is not an item.
     """
     hidden, weight, bias = narrow(hidden, weight, bias)
-    if choose_backend("cross_entropy", hidden.device, hidden.dtype) == "reference":
+    if _backend_of(hidden) == "reference":
         return sampled_cross_entropy_reference(
             hidden,
             weight,
@@ -266,6 +217,11 @@ def sampled_cross_entropy_reference(
         rest = torch.logsumexp(wrong, dim=1)
         total = total + ((torch.logaddexp(right, rest) - right) * weights[part]).sum()
     return total
+
+
+def _backend_of(hidden: Tensor) -> Backend:
+    width = hidden.shape[-1] if hidden.ndim else 0
+    return choose_backend("cross_entropy", hidden.device, hidden.dtype, width)
 
 
 def _normalised(hidden: Tensor, token_weights: Tensor | None) -> Tensor:
@@ -483,7 +439,7 @@ def _backward(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[
             for g, want in zip(saved[:3], ctx.wanted, strict=True)
         ]
     sources = (d_loss, *saved[3:])
-    return (*refuse_second("linear_cross_entropy", _REMEDY, sources, given), *[None] * 8)
+    return (*refuse_second("linear_cross_entropy", REMEDY, sources, given), *[None] * 8)
 
 
 _CROSS_ENTROPY = register(
@@ -494,6 +450,6 @@ _CROSS_ENTROPY = register(
     _fake,
     backward=_backward,
     setup_context=_save,
-    remedy=_REMEDY,
+    remedy=REMEDY,
     gpu="triton.cross_entropy:cross_entropy",
 )

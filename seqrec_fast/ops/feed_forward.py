@@ -64,7 +64,8 @@ def feed_forward(
     _check(x, up_weight, up_bias, down_weight, down_bias, activation)
     check_probability(dropout)
     key = seed_tensor(seed, x.device) if dropout else None
-    if choose_backend("feed_forward", x.device, x.dtype) == "reference":
+    width = max(x.shape[-1], down_weight.shape[0])
+    if choose_backend("feed_forward", x.device, x.dtype, width) == "reference":
         return feed_forward_reference(
             x,
             up_weight,

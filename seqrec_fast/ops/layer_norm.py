@@ -44,7 +44,7 @@ def layer_norm(
     """
     x, weight, bias = wide(x, weight, bias)
     _check(x, weight, bias)
-    if choose_backend("layer_norm", x.device, x.dtype) == "reference":
+    if choose_backend("layer_norm", x.device, x.dtype, x.shape[-1]) == "reference":
         return layer_norm_reference(x, weight, bias, eps=eps)
     out: Tensor = _LAYER_NORM(x, weight, bias, eps)[0]
     return out
@@ -90,7 +90,7 @@ def add_layer_norm(
     _check(x, weight, bias)
     check_probability(dropout)
     key = seed_tensor(seed, x.device) if dropout else None
-    if choose_backend("layer_norm", x.device, x.dtype) == "reference":
+    if choose_backend("layer_norm", x.device, x.dtype, x.shape[-1]) == "reference":
         return add_layer_norm_reference(
             x, residual, weight, bias, eps=eps, dropout=dropout, seed=key
         )

@@ -124,12 +124,16 @@ def interests_loss(
 
 @torch.no_grad()
 def log_masses(hidden: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
-    """``log sum_j exp(h . w_j + b_j)`` of each row of ``hidden [rows, dim]``, without gradient."""
-    found = hidden.new_empty(len(hidden))
+    """``log sum_j exp(h . w_j + b_j)`` of each row of ``hidden [rows, dim]``, without gradient.
+
+    In float32 at least: in mixed precision the sum over many items is more than float16 holds.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    found = hidden.new_empty(len(hidden), dtype=dtype)
     step = max(1, _CHUNK_LOGITS // len(table))
     for begin in range(0, len(hidden), step):
         part = slice(begin, begin + step)
-        logits = hidden[part] @ table.T
+        logits = (hidden[part] @ table.T).to(dtype)
         if bias is not None:
             logits += bias
         top = logits.amax(dim=1, keepdim=True)

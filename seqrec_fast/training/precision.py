@@ -35,7 +35,7 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if name == "bfloat16" and device.type == "cuda" and not _computes_bfloat16():
             raise InputError(
                 "precision: this GPU does not compute bfloat16; choose float16 or float32"
             )
@@ -87,3 +87,9 @@ class Precision:
             raise InputError(
                 f"checkpoint: holds no state of scaled gradients ({error}); start without resume"
             ) from error
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the GPU does so by itself: older ones are said to support it, and convert instead."""
+    found: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+    return found

@@ -118,7 +118,9 @@ def test_recording_warms_up_beside_and_records_once(monkeypatch: pytest.MonkeyPa
             log.append("replay")
 
     class Recording:
-        def __init__(self, graph: Graph, capture_error_mode: str) -> None:
+        def __init__(self, graph: Graph, stream: Stream, capture_error_mode: str) -> None:
+            # torch's own is of the GPU that was current at the first recording of the process
+            assert stream.name == "aside"
             assert capture_error_mode == "thread_local"
 
         def __enter__(self) -> None:
@@ -130,6 +132,7 @@ def test_recording_warms_up_beside_and_records_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream("aside"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("work"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: log.append(f"to {stream.name}"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Recording)
     result = torch.ones(1)
@@ -141,8 +144,50 @@ def test_recording_warms_up_beside_and_records_once(monkeypatch: pytest.MonkeyPa
     replay = capture(work)
     assert log == [
         *("aside waits for work", "on aside", "work", "work", "off aside", "work waits for aside"),
-        *("record", "work", "recorded"),
+        *("record", "work", "recorded", "to work"),
     ]
     log.clear()
     assert replay() is result
     assert log == ["replay"]
+
+    def waits() -> Tensor:
+        if log[-1] == "record":
+            raise RuntimeError("not permitted when stream is capturing")
+        return work()
+
+    log.clear()
+    with pytest.raises(RuntimeError, match="capturing"):
+        capture(waits)
+    assert log[-2:] == ["recorded", "to work"], "torch would leave its own stream behind"
+
+
+def test_a_request_waits_for_the_one_before_on_whatever_stream() -> None:
+    """They share the memory of a graph, and no stream waits for another by itself."""
+    log: list[str] = []
+
+    class Event:
+        def wait(self) -> None:
+            log.append("wait")
+
+        def record(self) -> None:
+            log.append("done")
+
+    def record(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def replay() -> Tensor:
+            log.append("replay")
+            return function()
+
+        return replay
+
+    one = EncodeGraphs(make("gru"), CPU, record)
+    one._done = Event()  # type: ignore[assignment]
+    for _ in range(2):
+        assert one.encode(np.ones(2, np.int32)) is not None
+    assert log == ["wait", "replay", "done"] * 2
+
+
+def test_heads_too_wide_for_the_kernels_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "choose_backend", lambda *_: "triton")
+    for heads, possible in ((1, False), (2, True)):
+        options = ModelOptions(model="sasrec", dim=256, heads=heads, max_length=4)
+        assert EncodeGraphs.possible(build_model(options, 3), CPU) == possible

@@ -15,7 +15,7 @@ from torch import Tensor
 from seqrec_fast import ops
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops import _backend, _library
-from seqrec_fast.ops._backend import GPU_BACKENDS, choose_backend, unavailable
+from seqrec_fast.ops._backend import GPU_BACKENDS, GPU_WIDTHS, choose_backend, unavailable
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 VARIABLE = "SEQREC_FAST_BACKEND"
@@ -80,6 +80,23 @@ def test_what_cannot_run_is_warned_of_once_an_operation(launcher: Launcher) -> N
         assert choose_backend("attention", CUDA, torch.float64) == "reference"
     with pytest.warns(UserWarning, match="recurrent"):
         choose_backend("recurrent", CUDA, torch.float16)
+
+
+def test_rows_too_wide_for_a_kernel_go_to_plain_torch(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert GPU_WIDTHS.keys() <= {o for o, b in GPU_BACKENDS.items() if b == "triton"}
+    for operation, most in GPU_WIDTHS.items():
+        assert choose_backend(operation, CUDA, torch.float16, most) == "triton"
+        with pytest.warns(UserWarning, match=rf"{operation}: .* up to {most}, found {most + 1}$"):
+            assert choose_backend(operation, CUDA, torch.float16, most + 1) == "reference"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert choose_backend(operation, CUDA, torch.float16, most + 1) == "reference"
+        assert choose_backend(operation, CPU, torch.float32, most + 1) == "native"
+    monkeypatch.setenv(VARIABLE, "triton")
+    with pytest.raises(InputError, match="=triton: layer_norm has Triton kernels up to a width of"):
+        choose_backend("layer_norm", CUDA, torch.float32, GPU_WIDTHS["layer_norm"] + 1)
 
 
 def test_reasons(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ The native kernels are judged in test_cross_entropy_native.py.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -110,6 +111,31 @@ def test_extreme_logits_stay_finite() -> None:
     loss.backward()
     assert torch.isfinite(hidden.grad).all()
     assert torch.isfinite(weight.grad).all()
+
+
+def test_float16_over_more_items_than_it_can_count() -> None:
+    """The sum of 70,000 equal exponentials, and gradients of 1e-8, are outside of its range."""
+    items, tokens = 70_000, 64
+    hidden, weight = torch.ones(tokens, 2).half(), torch.zeros(items, 2).half()
+    leaves = [t.requires_grad_() for t in (hidden, weight)]
+    targets = torch.arange(tokens)
+    loss = linear_cross_entropy_reference(*leaves, targets)
+    assert loss.item() == pytest.approx(math.log(items), rel=1e-6)
+    # as a loss scaler multiplies it
+    _, d_weight = torch.autograd.grad(loss * 65536.0, leaves)
+    assert d_weight.dtype == torch.float16
+    torch.testing.assert_close(
+        d_weight[tokens:].float(),
+        torch.full((items - tokens, 2), 65536.0 / items),
+        rtol=1e-3,
+        atol=0.0,
+    )
+    torch.testing.assert_close(
+        d_weight[:tokens].float(),
+        torch.full((tokens, 2), 65536.0 * (1 / items - 1 / tokens)),
+        rtol=1e-3,
+        atol=0.0,
+    )
 
 
 def test_never_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ with the arguments that they get on the CPU.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -151,6 +152,37 @@ def test_results_lie_on_the_gpu_and_nobody_waits(name: str, dtype: torch.dtype) 
         found = function(*arguments(shapes, "cuda", dtype))
     assert found.device.type == "cuda"
     assert found.dtype == (torch.float32 if name.endswith("cross_entropy") else dtype)
+
+
+#: rows wider than a kernel holds, and the module of the operation
+WIDE: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "linear_cross_entropy": ("cross_entropy", {"h": (5, 257), "w": (7, 257)}),
+    "sampled_cross_entropy": ("cross_entropy", {"h": (5, 257), "w": (7, 257)}),
+    "layer_norm": ("layer_norm", {"x": (5, 4097), "w": (4097,)}),
+    "add_layer_norm": ("layer_norm", {"x": (5, 4097), "r": (5, 4097), "w": (4097,)}),
+    "feed_forward": ("feed_forward", {"x": (5, 129), "u": (6, 129), "d": (129, 6), "b": (129,)}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*computed on the GPU by plain torch:UserWarning")
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("name", WIDE)
+def test_rows_too_wide_for_a_kernel_go_to_plain_torch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, shapes = WIDE[name]
+    called: list[str] = []
+
+    def reference(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        called.append(name)
+        return x, x
+
+    monkeypatch.setattr(sys.modules[f"seqrec_fast.ops.{module}"], f"{name}_reference", reference)
+    for sizes in (CASES[name][1], CASES[name][1] | shapes):
+        assert not called, "narrow rows come first"
+        with torch.no_grad():
+            CASES[name][0](*arguments(sizes, "cuda", torch.bfloat16))
+    assert called == [name]
 
 
 @pytest.mark.usefixtures("fake")

@@ -12,7 +12,7 @@ import torch
 from seqrec_fast.errors import InputError
 from seqrec_fast.models import ModelOptions, build_model
 from seqrec_fast.training import NegativeSampler, TrainingOptions, bce_with_negatives
-from seqrec_fast.training.losses import make_objective
+from seqrec_fast.training.losses import log_masses, make_objective
 from seqrec_fast.training.optimizers import learning_rate_factor, make_optimizer
 
 
@@ -163,3 +163,11 @@ def test_weight_decay_spares_biases_and_norms() -> None:
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainingOptions(**options)
+
+
+def test_masses_of_many_items_in_mixed_precision() -> None:
+    """The sum of 70,000 equal exponentials is more than float16 holds."""
+    items = 70_000
+    with torch.autocast("cpu", torch.float16):
+        found = log_masses(torch.ones(3, 2).half(), torch.zeros(items, 2), None)
+    torch.testing.assert_close(found, torch.full((3,), np.log(items)).float())

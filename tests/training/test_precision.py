@@ -89,7 +89,9 @@ def test_states_and_their_refusals() -> None:
 
 
 def test_gpus_without_bfloat16_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
     with pytest.raises(InputError, match="precision: this GPU does not compute bfloat16; choose"):
         Precision("bfloat16", torch.device("cuda"))
 

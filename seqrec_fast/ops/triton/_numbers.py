@@ -14,25 +14,36 @@ from torch import Tensor
 
 from seqrec_fast.ops.triton._launch import rounded
 
-__all__ = ["ADD_UP", "add_up", "add_up_kernel", "processors"]
+__all__ = ["ADD_UP", "ODD", "add_up", "add_up_kernel", "processors"]
 
-ADD_UP = {"BLOCK": 256}
+#: padded widths for which kernels are also compiled as for widths that are no multiple of 16
+ODD = (64, 128)
+
+# few numbers of many parts are the rule: parts are read side by side, not one after the other
+ADD_UP = {"PARTS": 16, "BLOCK": 64}
 
 
 @triton.jit(do_not_specialize=["parts"])
-def add_up_kernel(partial, first, second, parts, split, count, BLOCK: tl.constexpr):
+def add_up_kernel(
+    partial, first, second, parts, split, count, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    total = tl.zeros([BLOCK], tl.float32)
-    for part in range(parts):
-        total += tl.load(partial + part * tl.cast(count, tl.int64) + at, mask=inside, other=0.0)
-    result = rounded(total, first.dtype.element_ty)
+    total = tl.zeros([PARTS, BLOCK], tl.float32)
+    for begin in range(0, parts, PARTS):
+        part = begin + tl.arange(0, PARTS)
+        total += tl.load(
+            partial + part[:, None] * tl.cast(count, tl.int64) + at[None, :],
+            mask=(part < parts)[:, None] & inside[None, :],
+            other=0.0,
+        )
+    result = rounded(tl.sum(total, axis=0), first.dtype.element_ty)
     tl.store(first + at, result, mask=at < split)
     tl.store(second + (at - split), result, mask=inside & (at >= split))
 
 
 def add_up(partial: Tensor, first: Tensor, second: Tensor) -> None:
-    """Adds up ``partial [parts, first.numel() + second.numel()]`` in order, in one launch."""
+    """Adds up ``partial [parts, first.numel() + second.numel()]``, always in one order."""
     count = partial.shape[1]
     if count:
         add_up_kernel[(triton.cdiv(count, ADD_UP["BLOCK"]),)](

@@ -29,6 +29,7 @@ the largest weight of a token.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ from seqrec_fast.ops.triton._launch import (
     signature,
     widths,
 )
-from seqrec_fast.ops.triton._numbers import add_up, processors
+from seqrec_fast.ops.triton._numbers import ODD, add_up, processors
 
 __all__ = ["WIDEST", "cross_entropy", "variants"]
 
@@ -62,13 +63,17 @@ _LEAST_COLUMNS = 512
 _LEAST_TOKENS = 256
 
 
-def _config(kernel: Any, width: int, element: int, precise: bool, sampled: bool) -> Config:
+def _config(
+    kernel: Any, width: int, element: int, precise: bool, sampled: bool, odd: bool
+) -> Config:
     """Tiles of a kernel that do not spill when Triton 3.9 compiles them.
 
-    Float32 without tensor cores holds whole rows in registers.
+    Float32 without tensor cores holds whole rows in registers. Tables whose width is no multiple of
+    16 (``odd``) are read in smaller pieces, whose addresses take registers of their own.
     """
     if kernel is kernels.merge:
-        return Config({"TOKENS": 2048 // width}, 2 if element == 2 and width == 128 else 4, 1)
+        tokens = 1024 if odd else 2048
+        return Config({"TOKENS": tokens // width}, 2 if element == 2 and width == 128 else 4, 1)
     if kernel is kernels.scatter:
         return Config({"ENTRIES": 16}, 1 if width <= 128 else 2, 1)
     if element == 4:
@@ -80,6 +85,9 @@ def _config(kernel: Any, width: int, element: int, precise: bool, sampled: bool)
     # what a program owns is larger than what it streams where registers run short
     if width > 128:
         return Config({"TOKENS": 32, "COLUMNS": 32}, 4, 2)
+    if odd and width <= 64:
+        narrow = kernel is kernels.forward and width == 32 and sampled
+        return Config({"TOKENS": 64 if narrow else 32, "COLUMNS": 32 if narrow else 64}, 4, 2)
     if kernel is kernels.forward:
         return Config({"TOKENS": 64, "COLUMNS": 64 if width <= 64 else 32}, 4, 2)
     return Config({"TOKENS": 64 if width <= 32 else 32, "COLUMNS": 64}, 4, 2)
@@ -140,7 +148,9 @@ def cross_entropy(
         return h.new_empty(shape, dtype=torch.float32)
 
     def config(kernel: Any) -> Config:
-        return _config(kernel, width, h.element_size(), precision == "ieee", negatives is not None)
+        odd = dim % 16 != 0
+        sampled = negatives is not None
+        return _config(kernel, width, h.element_size(), precision == "ieee", sampled, odd)
 
     chosen = config(kernels.forward)
     tiles = triton.cdiv(tokens, chosen.blocks["TOKENS"])
@@ -208,9 +218,9 @@ _KERNELS = {
 
 
 def variants() -> Iterator[Variant]:
-    """What ships: with bias and gradients, full and sampled."""
-    for dtype in DTYPES.values():
-        for width in widths(NARROWEST, WIDEST):
+    """What ships: with bias and gradients, full and sampled; also of odd widths."""
+    for dtype, width, odd in product(DTYPES.values(), widths(NARROWEST, WIDEST), (False, True)):
+        if not odd or (width in ODD and dtype != "fp16"):
             for name, (kernel, own, matrix) in _KERNELS.items():
                 for sampled in (False, True):
                     if not matrix and sampled != (kernel is kernels.scatter):
@@ -222,7 +232,7 @@ def variants() -> Iterator[Variant]:
                             flags |= {"SAMPLED": sampled, "CORRECTED": sampled}
                         elif kernel is kernels.merge:
                             flags["CORRECTED"] = True
-                        yield _variant(name, kernel, dtype, width, flags, precision, matrix)
+                        yield _variant(name, kernel, dtype, width, flags, precision, matrix, odd)
 
 
 def _variant(
@@ -233,9 +243,10 @@ def _variant(
     flags: dict[str, bool],
     precision: str,
     matrix: bool,
+    odd: bool,
 ) -> Variant:
     element, sampled = 4 if dtype == "fp32" else 2, flags.get("SAMPLED", False)
-    config = _config(kernel, width, element, precision == "ieee", sampled)
+    config = _config(kernel, width, element, precision == "ieee", sampled, odd)
     constants: dict[str, Any] = {**flags, **config.blocks, "WIDTH": width}
     if matrix:
         constants["PRECISION"] = precision
@@ -252,12 +263,12 @@ def _variant(
         **dict.fromkeys(("part_max", "part_sum", "part_grad", "part_weight", "part_bias"), "*fp32"),
     }
     return Variant(
-        named(name, dtype, width, config, tf32=precision == "tf32", **flags),
+        named(name, dtype, width, config, tf32=precision == "tf32", **flags, odd=odd),
         kernel,
         signature(kernel, types, constants),
         constants,
         config.warps,
         config.stages,
         matrix=matrix,
-        multiples=("dim",),
+        multiples=() if odd else ("dim",),
     )

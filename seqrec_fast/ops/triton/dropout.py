@@ -69,7 +69,7 @@ def _name(config: Config, dtype: str) -> str:
 
 
 @tuned([Config({"ROWS": 16, "COLUMNS": 128}, warps=4, stages=1)], key=[])
-@triton.jit(do_not_specialize=["threshold", "rows"])
+@triton.jit(do_not_specialize=["threshold", "rows"], do_not_specialize_on_alignment=["seed"])
 def _dropout(
     x,
     out,
@@ -81,8 +81,11 @@ def _dropout(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    # one axis of programs: the others end at 65,535, which a single row may need more than
+    across = tl.cdiv(columns, COLUMNS)
+    tile = tl.program_id(0)
+    row = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = (tile % across) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     at = row[:, None] * columns + column[None, :]
     given = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -99,8 +102,8 @@ def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     columns = x.shape[-1]
     rows = x.numel() // columns
 
-    def grid(blocks: dict[str, int]) -> tuple[int, int]:
-        return triton.cdiv(rows, blocks["ROWS"]), triton.cdiv(columns, blocks["COLUMNS"])
+    def grid(blocks: dict[str, int]) -> tuple[int]:
+        return (triton.cdiv(rows, blocks["ROWS"]) * triton.cdiv(columns, blocks["COLUMNS"]),)
 
     _dropout[grid](x, out, seed, *draw_of(p), rows, columns)
     return out

@@ -12,6 +12,7 @@ inner units' gradients are made again in both, from ``z`` and ``dy``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ from seqrec_fast.ops.triton._launch import (
     signature,
     widths,
 )
-from seqrec_fast.ops.triton._numbers import add_up, processors
+from seqrec_fast.ops.triton._numbers import ODD, add_up, processors
 from seqrec_fast.ops.triton.dropout import draw_of, keep_factors
 
 __all__ = ["WIDEST", "feed_forward", "feed_forward_backward", "variants"]
@@ -71,7 +72,7 @@ def _activated(z, ACTIVATION: tl.constexpr):
     return value, slope
 
 
-@triton.jit(do_not_specialize=["rows", "threshold"])
+@triton.jit(do_not_specialize=["rows", "threshold"], do_not_specialize_on_alignment=["seed"])
 def _forward(
     x,
     up_weight,
@@ -138,7 +139,7 @@ def _forward(
     )
 
 
-@triton.jit(do_not_specialize=["rows", "threshold"])
+@triton.jit(do_not_specialize=["rows", "threshold"], do_not_specialize_on_alignment=["seed"])
 def _backward_rows(
     dy,
     kept,
@@ -198,7 +199,9 @@ def _backward_rows(
     )
 
 
-@triton.jit(do_not_specialize=["rows", "threshold", "per_share"])
+@triton.jit(
+    do_not_specialize=["rows", "threshold", "per_share"], do_not_specialize_on_alignment=["seed"]
+)
 def _backward_weights(
     dy,
     x,
@@ -278,10 +281,11 @@ def _backward_weights(
     tl.store(own_bias + inner + o, d_down_bias, mask=o < stored)
 
 
-def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
+def _config(kernel: Any, width: int, element: int, precise: bool, odd: bool) -> Config:
     """Tiles of a kernel that do not spill when Triton 3.9 compiles them.
 
-    Float32 without tensor cores holds whole rows in registers.
+    Float32 without tensor cores holds whole rows in registers. Matrices one of whose widths is no
+    multiple of 16 (``odd``) are read in smaller pieces, whose addresses take registers too.
     """
     weights, by_rows = kernel is _backward_weights, kernel is _backward_rows
     if element == 4 and precise:
@@ -292,6 +296,8 @@ def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
         return Config({"ROWS": rows, "INNER": 32}, warps, 1)
     if weights:
         return Config({"ROWS": 32, "INNER": 32}, 8 if width > 16 else 4, 1)
+    if odd:
+        return Config({"ROWS": 64 if width == 32 else 32, "INNER": 16 if width > 64 else 32}, 4, 2)
     return Config({"ROWS": 64, "INNER": 32}, 8 if by_rows and width > 64 else 4, 2)
 
 
@@ -324,7 +330,9 @@ def feed_forward(
     z = x.new_empty(rows, inner) if keep else x.new_empty(0)
     if not y.numel():
         return y, z
-    config = _config(_forward, max(wide_in, wide_out), x.element_size(), precision == "ieee")
+    odd = any(size % 16 for size in (inputs, inner, outputs))
+    width, precise = max(wide_in, wide_out), precision == "ieee"
+    config = _config(_forward, width, x.element_size(), precise, odd)
     _forward[(triton.cdiv(rows, config.blocks["ROWS"]),)](
         x, up_weight, up_bias.contiguous(), down_weight, down_bias.contiguous(), y,
         z if keep else y, y if seed is None else seed, *draw_of(p), rows, inputs, inner, outputs,
@@ -362,15 +370,16 @@ def feed_forward_backward(
             torch.sum(dy, dim=0, out=d_down_bias)
         return found
     key = dy if seed is None else seed
+    odd = any(size % 16 for size in (inputs, inner, outputs))
     width, precise = max(wide_in, wide_out), precision == "ieee"
     common = {"ACTIVATION": activation, "DROP": seed is not None, "PRECISION": precision}
     common |= {"INPUTS": wide_in, "OUTPUTS": wide_out}
-    config = _config(_backward_rows, width, x.element_size(), precise)
+    config = _config(_backward_rows, width, x.element_size(), precise, odd)
     _backward_rows[(triton.cdiv(rows, config.blocks["ROWS"]),)](
         dy, z, up_weight, down_weight, dx, key, *draw_of(p), rows, inputs, inner, outputs,
         **common, **config.blocks, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
-    config = _config(_backward_weights, width, x.element_size(), precise)
+    config = _config(_backward_weights, width, x.element_size(), precise, odd)
     tiles = triton.cdiv(inner, config.blocks["INNER"])
     shares = max(1, min(2 * processors(x) // tiles, rows // _LEAST_ROWS))
     per_share = triton.cdiv(rows, shares)
@@ -394,15 +403,15 @@ _KERNELS = {
 
 def variants() -> Iterator[Variant]:
     """What ships, with the activation of SASRec and dropout; the others need less."""
-    for dtype in DTYPES.values():
-        for width in widths(most=WIDEST):
+    for dtype, width, odd in itertools.product(DTYPES.values(), widths(most=WIDEST), (False, True)):
+        if not odd or (width in ODD and dtype != "fp16"):
             for name, kernel in _KERNELS.items():
                 for precision in ("ieee", "tf32") if dtype == "fp32" else ("ieee",):
-                    yield _variant(name, kernel, dtype, width, precision)
+                    yield _variant(name, kernel, dtype, width, precision, odd)
 
 
-def _variant(name: str, kernel: Any, dtype: str, width: int, precision: str) -> Variant:
-    config = _config(kernel, width, 4 if dtype == "fp32" else 2, precision == "ieee")
+def _variant(name: str, kernel: Any, dtype: str, width: int, precision: str, odd: bool) -> Variant:
+    config = _config(kernel, width, 4 if dtype == "fp32" else 2, precision == "ieee", odd)
     constants: dict[str, Any] = {"ACTIVATION": 4, "DROP": True, "PRECISION": precision}
     if kernel is _forward:
         constants["KEEP"] = True
@@ -415,12 +424,12 @@ def _variant(name: str, kernel: Any, dtype: str, width: int, precision: str) -> 
         "scale": "fp32",
     }
     return Variant(
-        named(name, dtype, width, config, tf32=precision == "tf32"),
+        named(name, dtype, width, config, tf32=precision == "tf32", odd=odd),
         kernel,
         signature(kernel, types, constants),
         constants,
         config.warps,
         config.stages,
         matrix=True,
-        multiples=("inputs", "inner", "outputs"),
+        multiples=() if odd else ("inputs", "inner", "outputs"),
     )

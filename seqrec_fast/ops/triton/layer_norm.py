@@ -30,7 +30,7 @@ from seqrec_fast.ops.triton._launch import (
     signature,
     widths,
 )
-from seqrec_fast.ops.triton._numbers import ADD_UP, add_up, add_up_kernel, processors
+from seqrec_fast.ops.triton._numbers import ADD_UP, ODD, add_up, add_up_kernel, processors
 from seqrec_fast.ops.triton.dropout import draw_of, keep_factors
 
 __all__ = ["WIDEST", "add_layer_norm", "layer_norm", "layer_norm_backward", "variants"]
@@ -50,7 +50,7 @@ def _config(dim: int) -> Config:
     return Config({"ROWS": rows, "COLUMNS": width}, 8 if width > 1024 else 4, 1)
 
 
-@triton.jit(do_not_specialize=["threshold", "rows"])
+@triton.jit(do_not_specialize=["threshold", "rows"], do_not_specialize_on_alignment=["seed"])
 def _forward(
     x,
     residual,
@@ -101,7 +101,9 @@ def _forward(
     tl.store(rstd + row, inverse, mask=row < rows)
 
 
-@triton.jit(do_not_specialize=["threshold", "rows", "tiles"])
+@triton.jit(
+    do_not_specialize=["threshold", "rows", "tiles"], do_not_specialize_on_alignment=["seed"]
+)
 def _backward(
     d_out,
     d_sum,
@@ -282,14 +284,22 @@ def variants() -> Iterator[Variant]:
         for width in (*widths(), 1024, WIDEST):
             config = _config(width)
             for drop in (False, True) if width <= 128 else (True,):
-                flags = {"ADD": True, "DROP": drop, "WEIGHT": True, "BIAS": True}
-                yield _variant("layer_norm", _forward, dtype, width, config, flags)
-                flags = {"SUM": True, "DROP": drop, "WEIGHT": True}
-                yield _variant("layer_norm_backward", _backward, dtype, width, config, flags)
+                forward = {"ADD": True, "DROP": drop, "WEIGHT": True, "BIAS": True}
+                backward = {"SUM": True, "DROP": drop, "WEIGHT": True}
+                for odd in (False, True) if drop and width in ODD else (False,):
+                    given = (dtype, width, config)
+                    yield _variant("layer_norm", _forward, *given, forward, odd)
+                    yield _variant("layer_norm_backward", _backward, *given, backward, odd)
 
 
 def _variant(
-    name: str, kernel: Any, dtype: str, width: int, config: Config, flags: dict[str, bool]
+    name: str,
+    kernel: Any,
+    dtype: str,
+    width: int,
+    config: Config,
+    flags: dict[str, bool],
+    odd: bool,
 ) -> Variant:
     constants: dict[str, Any] = {**flags, **config.blocks}
     data = ("x", "residual", "weight", "bias", "total", "out", "d_out", "d_sum", "d_residual", "dx")
@@ -300,12 +310,12 @@ def _variant(
         "seed": "*i64" if flags["DROP"] else f"*{dtype}",
     }
     return Variant(
-        named(name, dtype, width, config, **flags),
+        named(name, dtype, width, config, **flags, odd=odd),
         kernel,
         signature(kernel, types, constants),
         constants,
         config.warps,
         config.stages,
         matrix=False,
-        multiples=("dim",),
+        multiples=() if odd else ("dim",),
     )

@@ -17,6 +17,7 @@ from tests.ops.triton.guards import MISSING, Guards
 pytest.importorskip("triton", reason=MISSING)
 
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._backend import GPU_WIDTHS
 from seqrec_fast.ops.cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
@@ -24,6 +25,7 @@ from seqrec_fast.ops.cross_entropy import (
     sampled_cross_entropy_reference,
 )
 from seqrec_fast.ops.triton import cross_entropy as kernels
+from seqrec_fast.ops.triton import feed_forward, layer_norm
 from tests.ops.judge import worst
 from tests.ops.triton.exactness import EPSILON
 
@@ -149,8 +151,20 @@ def test_widest(dtype: torch.dtype, guards: Guards) -> None:
 
 def test_wider_is_refused() -> None:
     tensors, targets = case(2, 3, kernels.WIDEST + 1)
-    with pytest.raises(InputError, match="width up to 256, found 257"):
+    with pytest.raises(InputError, match="up to a width of 256, found 257"):
         linear_cross_entropy(*tensors[:2], targets)
+    rest = (None, targets, torch.ones(2), *[None] * 3, True, True, True)
+    with pytest.raises(InputError, match="width up to 256, found 257"):
+        kernels.cross_entropy(*tensors[:2], *rest)
+
+
+def test_widths_are_those_that_the_backend_is_chosen_by() -> None:
+    found = {
+        "cross_entropy": kernels.WIDEST,
+        "feed_forward": feed_forward.WIDEST,
+        "layer_norm": layer_norm.WIDEST,
+    }
+    assert found == GPU_WIDTHS
 
 
 def test_small_gradients_of_float16_live_until_the_loss_is_scaled() -> None:

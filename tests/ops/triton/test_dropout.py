@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,6 +43,21 @@ def test_public_function_and_gradient(
     assert torch.equal(found, want)
     (gradient,) = torch.autograd.grad(found.sum(), x)
     assert torch.equal(gradient == 0, want == 0)
+
+
+def test_a_row_of_any_length_fits_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA starts 65,535 programs at most along the second and third axis, 2^31 along the first."""
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            grids.append(grid({"ROWS": 16, "COLUMNS": 128}))
+            return lambda *_: None
+
+    monkeypatch.setattr(kernels, "_dropout", Kernel())
+    for shape in ((70_000 * 128,), (40, 129)):
+        kernels.dropout(torch.empty(1).expand(shape), 0.5, torch.tensor([1]))
+    assert grids == [(70_000,), (3 * 2,)]
 
 
 def test_operator_is_registered_as_torch_expects(monkeypatch: pytest.MonkeyPatch) -> None:
