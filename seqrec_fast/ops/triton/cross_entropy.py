@@ -38,9 +38,9 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops.triton import _cross_entropy_kernels as kernels
 from seqrec_fast.ops.triton._launch import (
-    DTYPES,
     Config,
     Variant,
+    forms,
     input_precision,
     named,
     padded_width,
@@ -54,8 +54,9 @@ __all__ = ["WIDEST", "cross_entropy", "variants"]
 #: width of the table that fits the registers of a program
 WIDEST = 256
 
-#: narrower tables are padded to it, which spares configurations
-NARROWEST = 32
+#: narrower tables are padded to it, which spares kernels to compile; on tensor cores exponentials
+#: take longer than so narrow products anyway
+NARROWEST = 64
 
 # columns, and tokens, that make a share of its own worthwhile
 _LEAST_COLUMNS = 512
@@ -63,14 +64,14 @@ _LEAST_TOKENS = 256
 
 
 def _config(kernel: Any, width: int, element: int, precise: bool, sampled: bool) -> Config:
-    """Tiles of a kernel that do not spill when Triton 3.9 compiles them.
+    """Tiles of a kernel that spill nowhere in the table of resources.
 
     Float32 without tensor cores holds whole rows in registers.
     """
     if kernel is kernels.merge:
         return Config({"TOKENS": 2048 // width}, 2 if element == 2 and width == 128 else 4, 1)
     if kernel is kernels.scatter:
-        return Config({"ENTRIES": 16}, 1 if width <= 128 else 2, 1)
+        return Config({"ENTRIES": 16}, 4 if element == 4 and width == 64 else 2, 1)
     if element == 4:
         tile = 16 if precise else 32
         eight = width > 64 if precise else 32 < width <= 128
@@ -209,20 +210,19 @@ _KERNELS = {
 
 def variants() -> Iterator[Variant]:
     """What ships: with bias and gradients, full and sampled."""
-    for dtype in DTYPES.values():
-        for width in widths(NARROWEST, WIDEST):
-            for name, (kernel, own, matrix) in _KERNELS.items():
-                for sampled in (False, True):
-                    if not matrix and sampled != (kernel is kernels.scatter):
-                        continue
-                    modes = ("ieee", "tf32") if dtype == "fp32" and matrix else ("ieee",)
-                    for precision in modes:
-                        flags = {**own, "BIAS": True}
-                        if matrix:
-                            flags |= {"SAMPLED": sampled, "CORRECTED": sampled}
-                        elif kernel is kernels.merge:
-                            flags["CORRECTED"] = True
-                        yield _variant(name, kernel, dtype, width, flags, precision, matrix)
+    for dtype, width in forms(widths(NARROWEST, WIDEST)):
+        for name, (kernel, own, matrix) in _KERNELS.items():
+            for sampled in (False, True):
+                if not matrix and sampled != (kernel is kernels.scatter):
+                    continue
+                modes = ("ieee", "tf32") if dtype == "fp32" and matrix else ("ieee",)
+                for precision in modes:
+                    flags = {**own, "BIAS": True}
+                    if matrix:
+                        flags |= {"SAMPLED": sampled, "CORRECTED": sampled}
+                    elif kernel is kernels.merge:
+                        flags["CORRECTED"] = True
+                    yield _variant(name, kernel, dtype, width, flags, precision, matrix)
 
 
 def _variant(

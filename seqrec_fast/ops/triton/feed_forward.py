@@ -22,9 +22,9 @@ from torch import Tensor
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops.triton._launch import (
-    DTYPES,
     Config,
     Variant,
+    forms,
     input_precision,
     named,
     padded_width,
@@ -40,6 +40,9 @@ __all__ = ["WIDEST", "feed_forward", "feed_forward_backward", "variants"]
 
 #: width of rows that fits the registers of a program
 WIDEST = 128
+
+#: narrower rows are padded to it, which spares kernels to compile
+NARROWEST = 64
 
 # rows that make a share of its own worthwhile
 _LEAST_ROWS = 256
@@ -279,7 +282,7 @@ def _backward_weights(
 
 
 def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
-    """Tiles of a kernel that do not spill when Triton 3.9 compiles them.
+    """Tiles of a kernel that spill nowhere in the table of resources.
 
     Float32 without tensor cores holds whole rows in registers.
     """
@@ -291,7 +294,7 @@ def _config(kernel: Any, width: int, element: int, precise: bool) -> Config:
         warps = 8 if weights or (width > 64 and not by_rows) else 4
         return Config({"ROWS": rows, "INNER": 32}, warps, 1)
     if weights:
-        return Config({"ROWS": 32, "INNER": 32}, 8 if width > 16 else 4, 1)
+        return Config({"ROWS": 32, "INNER": 32}, 8, 1)
     return Config({"ROWS": 64, "INNER": 32}, 8 if by_rows and width > 64 else 4, 2)
 
 
@@ -301,7 +304,8 @@ def _sizes(x: Tensor, inputs: int, outputs: int) -> tuple[int, int, str]:
             f"feed_forward: the Triton kernels take widths up to {WIDEST}, found {inputs} and "
             f"{outputs}; set SEQREC_FAST_BACKEND=reference"
         )
-    return padded_width(inputs), padded_width(outputs), input_precision(x.dtype)
+    wide_in, wide_out = (max(NARROWEST, padded_width(n)) for n in (inputs, outputs))
+    return wide_in, wide_out, input_precision(x.dtype)
 
 
 def feed_forward(
@@ -394,11 +398,10 @@ _KERNELS = {
 
 def variants() -> Iterator[Variant]:
     """What ships, with the activation of SASRec and dropout; the others need less."""
-    for dtype in DTYPES.values():
-        for width in widths(most=WIDEST):
-            for name, kernel in _KERNELS.items():
-                for precision in ("ieee", "tf32") if dtype == "fp32" else ("ieee",):
-                    yield _variant(name, kernel, dtype, width, precision)
+    for dtype, width in forms(widths(NARROWEST, WIDEST)):
+        for name, kernel in _KERNELS.items():
+            for precision in ("ieee", "tf32") if dtype == "fp32" else ("ieee",):
+                yield _variant(name, kernel, dtype, width, precision)
 
 
 def _variant(name: str, kernel: Any, dtype: str, width: int, precision: str) -> Variant:
