@@ -25,6 +25,7 @@ import os
 import pkgutil
 import re
 import sys
+import tempfile
 import textwrap
 import types
 import warnings
@@ -207,6 +208,14 @@ def main(arguments: list[str]) -> None:
         print(json.dumps({"version": version, "variants": found}))
         return
     jobs = json.load(sys.stdin)
+    with tempfile.TemporaryDirectory() as folder:
+        # what Triton would keep of thousands of compilations fills a disk
+        os.environ["TRITON_CACHE_DIR"] = folder
+        _measure_all(jobs)
+
+
+def _measure_all(jobs: Iterable[tuple[str, str, str]]) -> None:
+    """A line of JSON for each job."""
     known: dict[str, dict[str, Any]] = {}
     for module, name, target in jobs:
         if module not in known:

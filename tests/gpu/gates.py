@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.gpu import compile_cuda, table
+from tests.gpu import compile_cuda, report, table
 from tests.gpu.targets import TARGETS
 
 __all__ = ["TRITON_TABLE", "compile_triton", "list_triton", "main", "problems", "sample"]
@@ -32,8 +32,8 @@ __all__ = ["TRITON_TABLE", "compile_triton", "list_triton", "main", "problems", 
 ROOT = Path(__file__).resolve().parents[2]
 TRITON_TABLE = ROOT / "seqrec_fast" / "ops" / "triton" / "resources.json"
 
-#: compilations between two writings of the table, of whole variants
-PART = 10 * len(TARGETS)
+#: variants compiled between two writings of the table
+PART = 10
 
 Job = tuple[str, str, str]
 
@@ -124,10 +124,11 @@ def problems(entries: Mapping[str, table.Entry]) -> list[str]:
 
 def entry_of(variant: Mapping[str, Any], measured: Mapping[str, table.Measured]) -> table.Entry:
     """The row of the table of a variant."""
+    stated = re.findall(r"[A-Z_]+", variant["name"])
     return table.Entry(
         fingerprint=variant["fingerprint"],
         kernel=variant["kernel"],
-        constants=variant["constants"],
+        constants={k: x for k, x in variant["constants"].items() if k not in stated},
         warps=variant["warps"],
         stages=variant["stages"],
         matrix=variant["matrix"] and variant["sixteen"],
@@ -178,37 +179,39 @@ def renew_triton(python: str, everything: bool, accept: bool, seconds: float) ->
     version = found["version"]
     whole = table.read(TRITON_TABLE)
     before = whole.get(version, {})
-    jobs = [
-        (variant["module"], variant["name"], target)
-        for variant in found["variants"]
-        for target in TARGETS
-        if everything
-        or (old := before.get(variant["name"])) is None
-        or old.fingerprint != variant["fingerprint"]
-        or target not in old.targets
-    ]
-    began, done, after, bad = time.monotonic(), 0, dict(before), []
-    if not jobs:
-        after, bad = renewed(before, found["variants"], {}, accept)
-        table.write(TRITON_TABLE, {**whole, version: after})
-    while done < len(jobs) and time.monotonic() - began < seconds:
-        part = jobs[done : done + PART]
-        done += len(part)
-        names = {name for _, name, _ in part}
-        chosen = [variant for variant in found["variants"] if variant["name"] in names]
-        fresh, said = renewed(after, chosen, compile_triton(part, python), accept)
+    jobs: dict[str, list[Job]] = {}
+    for variant in found["variants"]:
+        name, old = variant["name"], before.get(variant["name"])
+        fresh = old is not None and old.fingerprint == variant["fingerprint"] and not everything
+        missing = [t for t in TARGETS if old is None or not fresh or t not in old.targets]
+        if missing:
+            jobs[name] = [(variant["module"], name, target) for target in missing]
+    began, done, bad = time.monotonic(), 0, []
+    shipped = {variant["name"]: variant for variant in found["variants"]}
+    after = {name: entry for name, entry in before.items() if name in shipped}
+    whole[version] = after
+    table.write(TRITON_TABLE, whole)
+    while jobs and time.monotonic() - began < seconds:
+        names = list(jobs)[:PART]
+        part = [job for name in names for job in jobs.pop(name)]
+        chosen = [shipped[name] for name in names]
+        fresh_rows, said = renewed(after, chosen, compile_triton(part, python), accept)
         # what is done stays done if the rest is interrupted
-        shipped = {variant["name"] for variant in found["variants"]}
-        after = {name: e for name, e in {**after, **fresh}.items() if name in shipped}
+        after |= fresh_rows
+        done += len(part)
         bad += said
-        table.write(TRITON_TABLE, {**whole, version: after})
+        table.write(TRITON_TABLE, whole)
     print(
         f"Triton {version}: {done} of {len(found['variants']) * len(TARGETS)} compiled "
         f"in {time.monotonic() - began:.0f} s"
     )
-    if done < len(jobs):
-        bad.append(f"{len(jobs) - done} compilations are left: run `make gates` again")
-    return [f"Triton {version}: {line}" for line in [*bad, *problems(after)]]
+    if jobs:
+        bad.append(f"{len(jobs)} variants are left: run `make gates` again")
+    wrong = [*bad, *problems(after)]
+    every = [entry for entries in whole.values() for entry in entries.values()]
+    if not jobs and all(set(entry.targets) == set(TARGETS) for entry in every):
+        report.PAGE.write_text(report.page(whole), encoding="utf-8")
+    return [f"Triton {version}: {line}" for line in wrong]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -55,7 +55,7 @@ class Entry(NamedTuple):
     Attributes:
         fingerprint: of all that was compiled.
         kernel: name of the kernel function.
-        constants: what was fixed at compile time, block sizes among them.
+        constants: what was fixed at compile time and the name does not say.
         warps: of a block.
         stages: of software pipelines; 0 where that has no meaning.
         matrix: whether tensor cores must be used.

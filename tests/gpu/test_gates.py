@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.gpu import compile_cuda, gates, sass, table
+from tests.gpu import compile_cuda, gates, report, sass, table
 from tests.gpu.targets import TARGETS, occupancy
 
 GOOD = table.Measured(96, 0, 0, 40_000, 5, {"HMMA": 16, "LDGSTS": 12})
@@ -64,6 +66,8 @@ def test_a_configuration_may_be_too_large_where_another_fits() -> None:
     names = ("k bf16 64 ROWS=128 warps=8", "k bf16 64 ROWS=64 warps=4", "k bf16 32 ROWS=64 warps=4")
     assert gates.problems({names[0]: large, names[1]: entry()}) == []
     assert "no block fits" in gates.problems({names[0]: large, names[2]: entry()})[0]
+    spills = entry(sm_86=GOOD._replace(spills=8))
+    assert "8 bytes spilled" in gates.problems({names[0]: spills, names[1]: entry()})[0]
 
 
 def test_renewal_keeps_what_got_worse_until_it_is_accepted() -> None:
@@ -87,6 +91,46 @@ def test_renewal_keeps_what_got_worse_until_it_is_accepted() -> None:
     assert gates.renewed({}, [variant], {("k", "sm_80"): "refused"})[1] == ["k: sm_80: refused"]
 
 
+def test_renewal_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = {"ROWS": 8, "PADDED": 64}
+    facts = {"module": "m", "kernel": "k", "constants": sizes, "warps": 4, "stages": 1}
+    variants = [
+        {**facts, "name": f"k bf16 {n} ROWS=8 warps=4 stages=1", "fingerprint": "a"}
+        | {"matrix": True, "sixteen": True}
+        for n in (32, 64)
+    ]
+    compiled: list[list[gates.Job]] = []
+
+    def compile_triton(jobs: list[gates.Job], _: str) -> dict[tuple[str, str], table.Measured]:
+        compiled.append(jobs)
+        return {(name, target): GOOD for _, name, target in jobs}
+
+    clock = itertools.count()
+    monkeypatch.setattr(gates, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(gates, "PART", 1)
+    monkeypatch.setattr(gates, "TRITON_TABLE", tmp_path / "resources.json")
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(gates, "list_triton", lambda _: {"version": "3.9.0", "variants": variants})
+    monkeypatch.setattr(gates, "compile_triton", compile_triton)
+
+    def run() -> list[str]:  # by its clock there is time for one part
+        return gates.renew_triton("python", everything=False, accept=False, seconds=2)
+
+    assert run() == ["Triton 3.9.0: 1 variants are left: run `make gates` again"]
+    assert not report.PAGE.exists()
+    assert run() == []
+    whole = table.read(gates.TRITON_TABLE)
+    assert set(whole["3.9.0"]) == {v["name"] for v in variants}
+    assert report.PAGE.read_text() == report.page(whole)
+    variants[0]["fingerprint"] = "b"
+    assert (run(), run()) == ([], [])
+    wanted = [variants[0], variants[1], variants[0]]
+    assert compiled == [[("m", v["name"], target) for target in TARGETS] for v in wanted]
+    del variants[1]
+    assert run() == []
+    assert set(table.read(gates.TRITON_TABLE)["3.9.0"]) == {variants[0]["name"]}
+
+
 def test_a_table_can_be_written_and_read(tmp_path: Path) -> None:
     path = tmp_path / "resources.json"
     assert table.read(path) == {}
@@ -94,6 +138,32 @@ def test_a_table_can_be_written_and_read(tmp_path: Path) -> None:
     table.write(path, whole)
     assert table.read(path) == whole
     assert len(path.read_text().splitlines()) == 3 * (len(TARGETS) + 2) + 6
+
+
+def test_what_a_row_says_its_name_need_not_say_again() -> None:
+    variant = {"name": "k bf16 64 ADD ROWS=8 warps=4 stages=1", "fingerprint": "f", "kernel": "k"}
+    constants = {"ADD": True, "DROP": False, "ROWS": 8, "PADDED": 64}
+    rest = {"warps": 4, "stages": 1, "matrix": True, "sixteen": True, "constants": constants}
+    made = gates.entry_of({**variant, **rest}, {"sm_80": GOOD})
+    assert made.constants == {"DROP": False, "PADDED": 64}
+
+
+def test_the_page_states_the_table_in_short() -> None:
+    names = (
+        "k bf16 64 ROWS=64 KEYS=32 warps=4 stages=2",
+        "k bf16 128 ROWS=32 KEYS=32 warps=4 stages=2",
+        "k fp32 64 tf32 ROWS=64 KEYS=32 warps=4 stages=2",
+    )
+    more = entry(sm_90=GOOD._replace(registers=120, blocks=4, instructions={"HGMMA": 2}))
+    whole = {"3.10.0": {names[0]: entry(), names[1]: more}, "3.9.0": {names[2]: entry()}}
+    text = report.page(whole)
+    assert text.index("## Triton 3.10.0") < text.index("## Triton 3.9.0")
+    assert "* Triton 3.10.0: 2 forms of kernels for 5 targets, 10 compilations, 0 bytes" in text
+    assert "in all 2 of 2 matrix kernels of 16 bits" in text
+    assert "sm_90 HMMA/HGMMA" in text
+    line = "| k | 16 | 64: 64x32, 4 warps; 128: 32x32, 4 warps | 96, 31 % | 96, 42 % "
+    assert f"{line}| 96 to 120, 25 to 31 % | 96, 31 % | 96, 42 % |" in text
+    assert "| k | tf32 | 64: 64x32, 4 warps |" in text
 
 
 def test_occupancy_agrees_with_nvidias_own_header(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu import compile_cuda, gates, sass, table
+from tests.gpu import compile_cuda, gates, report, sass, table
 from tests.gpu.targets import TARGETS
 
 RENEW = "the kernels have changed: run `make gates`, look at the difference, commit it"
@@ -32,13 +32,18 @@ def shipped() -> dict[str, Any]:
 def test_every_variant_stands_in_the_table_of_every_version(shipped: dict[str, Any]) -> None:
     whole = table.read(gates.TRITON_TABLE)
     if not whole:
-        pytest.skip("no table of the Triton kernels is committed yet: run `make gates`")
+        pytest.fail("no table of the Triton kernels is committed: run `make gates`")
     wanted = {v["name"]: v["fingerprint"] for v in shipped["variants"]}
     assert len(wanted) == len(shipped["variants"]), "two variants have the same name"
     for version, entries in whole.items():
         found = {name: entry.fingerprint for name, entry in entries.items()}
         different = sorted(n for n in wanted.keys() | found if wanted.get(n) != found.get(n))
         assert different == [], f"Triton {version}: {RENEW}"
+
+
+def test_the_page_for_people_is_that_of_the_table() -> None:
+    whole = table.read(gates.TRITON_TABLE)
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(whole), RENEW
 
 
 def test_no_triton_kernel_spills_or_lacks_tensor_cores() -> None:
@@ -49,7 +54,7 @@ def test_no_triton_kernel_spills_or_lacks_tensor_cores() -> None:
 def test_a_sample_compiles_to_what_is_committed(shipped: dict[str, Any]) -> None:
     entries = table.read(gates.TRITON_TABLE).get(shipped["version"], {})
     if not entries:
-        pytest.skip("no table of the Triton kernels is committed yet: run `make gates`")
+        pytest.skip(f"no table for Triton {shipped['version']}: run `make gates`")
     bad = []
     for (name, target), row in gates.compile_triton(gates.sample(shipped["variants"])).items():
         if isinstance(row, str):

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes of tiles of the two attentions on the GPU, by type and width of a head.
 
-They were chosen by compiling: the largest tiles whose sums stay in registers; docs say what spills.
+They were chosen by compiling for every target with every version of Triton in the table of
+resources: the largest tiles that spill nowhere. 64 queries, or 32 in float32, suit rows of tens to
+hundreds of items, so that one configuration a type and width is enough and no time goes into trying
+others; where a second one is listed, it is for long rows, and autotuning chooses.
+
 Tiles are padded to a power of two in registers, 32 at least. What lies in memory is as wide as the
 next multiple of 16, with strides that are multiples of 16, so that it is read 16 bytes at a time;
 other widths and strides are copied (:func:`readable`), and no kernel is compiled for them.
@@ -15,7 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec_fast.ops.triton._launch import Config, Variant, named, padded_width, signature
+from seqrec_fast.ops.triton._launch import (
+    FLOAT16_WIDTH,
+    Config,
+    Variant,
+    named,
+    padded_width,
+    signature,
+)
 
 __all__ = [
     "NUMBERS",
@@ -29,12 +40,15 @@ __all__ = [
     "width_in_memory",
 ]
 
-#: by kind of type and padded width
-Table = dict[tuple[str, int], Config]
+#: by kind of type and padded width, the best guess first
+Table = dict[tuple[str, int], tuple[Config, ...]]
 
 Tiles = tuple[int, int, int, int]
 
 LEAST_WIDTH = 32  # of tiles
+
+#: of kinds of types, as it stands in the table of resources; float16 takes what bfloat16 takes
+DTYPE = {"16": "bf16", "tf32": "fp32", "fp32": "fp32"}
 
 #: whole numbers whose value must not make another kernel (1, or a multiple of 16)
 NUMBERS = ("tokens", "rows", "causal", "distances", "buckets", "wants_bias", "wants_time_bias")
@@ -51,16 +65,23 @@ OTHERS = {
     "bounds": "*i64",
     "scale": "fp32",
     "slope": "fp32",
+    "inverse": "fp32",
 }
 
 
-def table_of(sizes: Mapping[str, Mapping[int, Tiles]]) -> Table:
-    """Configurations by kind and padded width, from queries, keys, warps and stages of each."""
-    return {
-        (kind, padded): Config({"QUERIES": t[0], "KEYS": t[1]}, t[2], t[3])
-        for kind, by_width in sizes.items()
-        for padded, t in by_width.items()
-    }
+def table_of(*sizes: Mapping[str, Mapping[int, Tiles]]) -> Table:
+    """Configurations by kind and padded width, from queries, keys, warps and stages of each.
+
+    Args:
+        sizes: the first for every kind and width, others for some of them.
+    """
+    table: Table = {}
+    for choices in sizes:
+        for kind, by_width in choices.items():
+            for padded, (queries, keys, warps, stages) in by_width.items():
+                config = Config({"QUERIES": queries, "KEYS": keys}, warps, stages)
+                table[kind, padded] = (*table.get((kind, padded), ()), config)
+    return table
 
 
 def kind_of(dtype: torch.dtype, precision: str) -> str:
@@ -70,13 +91,25 @@ def kind_of(dtype: torch.dtype, precision: str) -> str:
     return "tf32" if precision == "tf32" else "fp32"
 
 
-def choice(table: Table) -> dict[str, Any]:
-    """Arguments of ``tuned`` for the configurations of a table."""
+def choice(kernel: str, table: Table, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``tuned`` for the configurations of a table.
+
+    Args:
+        kernel: name of its function.
+        table: the configurations.
+        more: further constexprs as the table of resources has them (:func:`kernel_variants`).
+    """
 
     def serves(config: Config, given: Mapping[str, Any]) -> bool:
-        return config is table[kind_of(given["q"].dtype, given["PRECISION"]), given["PADDED"]]
+        choices = table[kind_of(given["q"].dtype, given["PRECISION"]), given["PADDED"]]
+        return any(config is one for one in choices)
 
-    return {"configs": list(table.values()), "key": ["PADDED", "PRECISION"], "serves": serves}
+    def name(config: Config, given: Mapping[str, Any]) -> str:
+        kind = kind_of(given["q"].dtype, given["PRECISION"])
+        return variant_name(kernel, DTYPE[kind], given["PADDED"], config, kind, more)
+
+    configs = [config for choices in table.values() for config in choices]
+    return {"configs": configs, "key": ["PADDED", "PRECISION"], "serves": serves, "name": name}
 
 
 def tile_width(width: int) -> int:
@@ -115,10 +148,19 @@ def kernel_variants(kernel: Any, table: Table, more: Mapping[str, Any]) -> Itera
         table: its configurations.
         more: further constexprs; those that are true are in the name.
     """
-    for (kind, padded), config in table.items():
-        types = {"16": ["bf16", "fp16"] if padded == 64 else ["bf16"]}
-        for dtype in types.get(kind, ["fp32"]):
-            yield make_variant(kernel, config, kind, padded, dtype, more)
+    for (kind, padded), choices in table.items():
+        types = {"16": ["bf16", "fp16"] if padded == FLOAT16_WIDTH else ["bf16"]}
+        for dtype in types.get(kind, [DTYPE[kind]]):
+            for config in choices:
+                yield make_variant(kernel, config, kind, padded, dtype, more)
+
+
+def variant_name(
+    kernel: str, dtype: str, padded: int, config: Config, kind: str, more: Mapping[str, Any]
+) -> str:
+    """As it stands in the table of resources."""
+    flags = {n: x for n, x in more.items() if isinstance(x, bool)}
+    return named(kernel, dtype, padded, config, tf32=kind == "tf32", **flags)
 
 
 def make_variant(
@@ -127,8 +169,7 @@ def make_variant(
     """A kernel over ``[tokens, heads, width]`` with all its constexprs, for the compile gate."""
     tf32 = kind == "tf32"
     fixed = {"PADDED": padded, "PRECISION": "tf32" if tf32 else "ieee", **more, **config.blocks}
-    flags = {n: x for n, x in more.items() if isinstance(x, bool)}
-    name = named(kernel.fn.__name__, dtype, padded, config, tf32=tf32, **flags)
+    name = variant_name(kernel.fn.__name__, dtype, padded, config, kind, more)
     held = dict.fromkeys(("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v", *TABLES), f"*{dtype}")
     known = signature(kernel.fn, held | OTHERS, fixed)
     steps = tuple(n for n in known if n.endswith(("_token", "_head")))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +28,13 @@ except ImportError:  # the kernels cannot be imported then, but the reason can b
 
 __all__ = [
     "DTYPES",
+    "FLOAT16_WIDTH",
     "INTERPRETED",
     "LEAST_VERSION",
     "Config",
     "Tuned",
     "Variant",
+    "forms",
     "input_precision",
     "load_rows",
     "named",
@@ -53,6 +55,9 @@ LEAST_VERSION = (3, 4)
 
 #: dtypes of the kernels as Triton spells them in signatures
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+#: the width for which float16 stands in the table of resources
+FLOAT16_WIDTH = 64
 
 RESOURCES = Path(__file__).with_name("resources.json")
 
@@ -176,7 +181,9 @@ class Tuned:
     ) -> None:
         self.fn, self.configs, self.key = fn, tuple(configs), list(key)
         self._serves, self._name = serves, name
-        self._tuner: Any = None
+        self._tuners: dict[int, Any] = {}
+        if len(self.configs) > 1 and name is None:
+            raise AssertionError(f"{fn.__name__}: several configurations, but no name of a variant")
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         def start(*arguments: Any, **keywords: Any) -> Any:
@@ -186,7 +193,7 @@ class Tuned:
                 return self._start(grid, choices[0], arguments, keywords)
             tensor = next(a for a in given.values() if isinstance(a, Tensor))
             with torch.cuda.device(tensor.device):
-                left = self._without_spills(choices, given)
+                left = self.fitting(choices, given)
                 if len(left) == 1:
                     return self._start(grid, left[0], arguments, keywords)
                 return self._autotuner()[grid](*arguments, **keywords)
@@ -204,33 +211,33 @@ class Tuned:
         options = {**config.blocks, "num_warps": config.warps, "num_stages": config.stages}
         return self.fn[grid](*arguments, **keywords, **options)
 
-    def _without_spills(self, choices: list[Config], given: Mapping[str, Any]) -> list[Config]:
-        """Leaves out what the committed table says to spill or to need too much shared memory."""
+    def fitting(self, choices: Sequence[Config], given: Mapping[str, Any]) -> Sequence[Config]:
+        """Those that run on the current device without spills, by the table of resources.
+
+        All where only one is made for the arguments, the first where the table leaves none.
+        """
         if self._name is None or len(choices) == 1:
             return choices
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        table = resources().get(f"sm_{properties.major}{properties.minor}", {})
-        shared = getattr(properties, "shared_memory_per_block_optin", 1 << 30)
-        left = []
-        for config in choices:
-            row = table.get(self._name(config, given), {})
-            if not row.get("spills") and row.get("shared", 0) <= shared:
-                left.append(config)
+        device = torch.cuda.current_device()
+        left = [c for c in choices if _fits(device, self._name(c, given))]
         return left or choices[:1]
 
     def _autotuner(self) -> Any:
-        if self._tuner is None:
+        """One a device: what it found on one need not fit another."""
+        device = torch.cuda.current_device()
+        if device not in self._tuners:
             ours = [(_triton_config(c), c) for c in self.configs]
 
             def prune(configs: list[Any], named_args: Mapping[str, Any], **rest: Any) -> list[Any]:
                 given = {**named_args, **rest}
-                left = self._without_spills(self.choices(given), given)
-                return [t for t, c in ours if c in left]
+                left = self.fitting(self.choices(given), given)
+                # configurations for other arguments may have the same sizes
+                return [t for t, c in ours if any(c is chosen for chosen in left)]
 
-            self._tuner = triton.autotune(
+            self._tuners[device] = triton.autotune(
                 [t for t, _ in ours], self.key, prune_configs_by={"early_config_prune": prune}
             )(self.fn)
-        return self._tuner
+        return self._tuners[device]
 
 
 def _triton_config(config: Config) -> Any:
@@ -255,7 +262,8 @@ def tuned(
         key: arguments whose values choose anew. Never the number of tokens of a jagged batch, which
             changes with every batch. Types of tensors belong to the key unasked.
         serves: whether a configuration is made for the arguments (by their names); all are if None.
-        name: the name of the variant in the table of resources.
+        name: the name of the variant in the table of resources, which leaves out what spills or
+            does not fit the device; needed where there are several configurations.
     """
 
     def decorate(kernel: Any) -> Tuned:
@@ -266,19 +274,40 @@ def tuned(
 
 @cache
 def resources() -> dict[str, dict[str, dict[str, int]]]:
-    """The committed table: ``{"sm_90": {name of variant: {"registers", "spills", "shared"}}}``.
+    """The committed table: ``{"sm_90": {name of variant: what was measured}}``.
 
     Of this version of Triton, or of the newest that was measured where this one was not.
     """
     found: dict[str, dict[str, dict[str, int]]] = {}
-    if RESOURCES.is_file():
-        versions = json.loads(RESOURCES.read_text(encoding="utf-8"))
+    versions = json.loads(RESOURCES.read_text(encoding="utf-8")) if RESOURCES.is_file() else {}
+    if versions:
         own = triton.__version__.partition("+")[0]
         newest = max(versions, key=lambda v: [int(part) for part in v.split(".")])
         for name, entry in versions.get(own, versions[newest]).items():
             for target, row in entry["targets"].items():
                 found.setdefault(target, {})[name] = row
     return found
+
+
+def measured_on(capability: int) -> Mapping[str, Mapping[str, int]]:
+    """The rows of a GPU, ``capability`` 89 for 8.9, by name of the variant.
+
+    Of the nearest older GPU of the same generation where it was not a target itself.
+    """
+    known = {int(target.removeprefix("sm_")): rows for target, rows in resources().items()}
+    nearest = [c for c in known if c // 10 == capability // 10 and c <= capability]
+    return known[max(nearest)] if nearest else {}
+
+
+@cache
+def _fits(device: int, variant: str) -> bool:
+    """Whether a variant runs on a device without spills; so it does where the table is silent."""
+    properties = torch.cuda.get_device_properties(device)
+    row = measured_on(10 * properties.major + properties.minor).get(variant)
+    if row is None:
+        return True
+    shared: int = getattr(properties, "shared_memory_per_block_optin", row["shared"])
+    return not (row["spills"] or row["stack"]) and row["shared"] <= shared
 
 
 def input_precision(dtype: torch.dtype) -> str:
@@ -303,12 +332,23 @@ def row_tiles(tokens: int, rows: int, block: int) -> int:
     return tokens // block + rows if tokens else 0
 
 
-def widths(least: int = 16, most: int = 128) -> Iterator[int]:
-    """The padded widths that ship."""
+def widths(least: int, most: int) -> Iterator[int]:
+    """The padded widths that ship: powers of two."""
     width = least
     while width <= most:
         yield width
         width *= 2
+
+
+def forms(widths: Iterable[int]) -> Iterator[tuple[str, int]]:
+    """The types and widths of a kernel that stand in the table of resources.
+
+    Float16 for one width: its kernels are those of bfloat16 but for conversions.
+    """
+    for width in widths:
+        yield from ((dtype, width) for dtype in ("fp32", "bf16"))
+        if width == FLOAT16_WIDTH:
+            yield "fp16", width
 
 
 if triton is not None:

@@ -59,26 +59,28 @@ FORWARD = table_of(
         "16": {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 2)},
         "tf32": {32: (64, 32, 4, 2), 64: (64, 32, 4, 2), 128: (64, 32, 8, 2)},
         "fp32": {32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (32, 16, 8, 1)},
-    }
+    },
+    # keys and values are read half as often, and tensor cores of sm_100 multiply 128 rows at once
+    {"16": {32: (128, 64, 8, 2), 64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}},
 )
 QUERY_GRADIENT = table_of(
     {
         "16": {32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (64, 32, 4, 2)},
-        "tf32": {32: (64, 32, 4, 2), 64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
-        "fp32": {32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
+        "tf32": {32: (64, 32, 4, 2), 64: (64, 32, 4, 2), 128: (32, 32, 4, 2)},
+        "fp32": {32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (32, 32, 8, 1)},
     }
 )
 KEY_GRADIENT = table_of(
     {
-        "16": {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 32, 8, 2)},
-        "tf32": {32: (32, 32, 4, 2), 64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
-        "fp32": {32: (32, 32, 8, 1), 64: (32, 16, 8, 1), 128: (32, 16, 8, 1)},
+        "16": {32: (64, 64, 4, 2), 64: (64, 32, 8, 2), 128: (64, 32, 8, 2)},
+        "tf32": {32: (32, 32, 8, 2), 64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
+        "fp32": {32: (32, 32, 8, 1), 64: (32, 16, 8, 1), 128: (16, 16, 16, 1)},
     }
 )
 
 
 # fmt: off
-@tuned(**choice(FORWARD))
+@tuned(**choice("attention_forward", FORWARD, {}))
 @triton.jit(do_not_specialize=NUMBERS)
 def attention_forward(
     q, k, v, offsets, out, statistics,
@@ -135,7 +137,7 @@ def attention_forward(
         tl.store(place + heads * tokens, inverse, mask=query < count)
 
 
-@tuned(**choice(QUERY_GRADIENT))
+@tuned(**choice("attention_query_gradient", QUERY_GRADIENT, {}))
 @triton.jit(do_not_specialize=NUMBERS)
 def attention_query_gradient(
     d_out, q, k, v, offsets, out, statistics, d_q, delta,
@@ -144,7 +146,11 @@ def attention_query_gradient(
     PADDED: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):
-    """Gives dQ of a tile of queries and ``delta``, the sum of dO O; ``slope`` lacks log2 e."""
+    """Gives dQ of a tile of queries and ``delta``, the sum of dO O; ``slope`` lacks log2 e.
+
+    Float32 scores lie ``[key, query]``, which leaves enough registers for larger tiles.
+    """
+    KEYS_FIRST: tl.constexpr = q.dtype.element_ty == tl.float32
     head = tl.program_id(1).to(tl.int64)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     _row, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
@@ -172,31 +178,42 @@ def attention_query_gradient(
             QUERIES, PADDED, False,
         )
         gradient = tl.zeros([QUERIES, PADDED], tl.float32)
+        if KEYS_FIRST:
+            query, along = query[None, :], along[None, :]
+            largest, inverse = largest[None, :], inverse[None, :]
+        else:
+            query, along = query[:, None], along[:, None]
+            largest, inverse = largest[:, None], inverse[:, None]
         last = count
         if causal:
             last = tl.minimum(count, first + QUERIES)
         for start in range(0, last, KEYS):
-            key = start + tl.arange(0, KEYS)
             keys = load_rows(k_row, k_token, start, count, width, KEYS, PADDED, False)
             values = load_rows(v_row, v_token, start, count, width, KEYS, PADDED, False)
-            d_weights = product(
-                upstream, tl.trans(values), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
-            )
-            scores = product(
-                queries, tl.trans(keys), tl.zeros([QUERIES, KEYS], tl.float32), PRECISION
-            )
-            seen = (key < count)[None, :] & ((key[None, :] <= query[:, None]) | (causal == 0))
-            weights = tl.exp2(scores * scale - largest[:, None]) * inverse[:, None]
+            if KEYS_FIRST:
+                key = (start + tl.arange(0, KEYS))[:, None]
+                none = tl.zeros([KEYS, QUERIES], tl.float32)
+                scores = product(keys, tl.trans(queries), none, PRECISION)
+                d_weights = product(values, tl.trans(upstream), none, PRECISION)
+            else:
+                key = (start + tl.arange(0, KEYS))[None, :]
+                none = tl.zeros([QUERIES, KEYS], tl.float32)
+                d_weights = product(upstream, tl.trans(values), none, PRECISION)
+                scores = product(queries, tl.trans(keys), none, PRECISION)
+            seen = (key < count) & ((key <= query) | (causal == 0))
+            weights = tl.exp2(scores * scale - largest) * inverse
             weights = tl.where(seen, weights, 0.0)
-            d_scores = weights * (d_weights - along[:, None])
-            gradient = product(rounded(d_scores, keys.dtype), keys, gradient, PRECISION)
+            d_scores = rounded(weights * (d_weights - along), keys.dtype)
+            if KEYS_FIRST:
+                d_scores = tl.trans(d_scores)
+            gradient = product(d_scores, keys, gradient, PRECISION)
         store_rows(
             d_q + begin * d_token + head * d_head, d_token, first, count, width,
             gradient * slope, QUERIES, PADDED, False,
         )
 
 
-@tuned(**choice(KEY_GRADIENT))
+@tuned(**choice("attention_key_gradient", KEY_GRADIENT, {}))
 @triton.jit(do_not_specialize=NUMBERS)
 def attention_key_gradient(
     d_out, q, k, v, offsets, statistics, delta, d_k, d_v,

@@ -39,9 +39,9 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops.triton import _cross_entropy_kernels as kernels
 from seqrec_fast.ops.triton._launch import (
-    DTYPES,
     Config,
     Variant,
+    forms,
     input_precision,
     named,
     padded_width,
@@ -55,8 +55,9 @@ __all__ = ["WIDEST", "cross_entropy", "variants"]
 #: width of the table that fits the registers of a program
 WIDEST = 256
 
-#: narrower tables are padded to it, which spares configurations
-NARROWEST = 32
+#: narrower tables are padded to it, which spares kernels to compile; on tensor cores exponentials
+#: take longer than so narrow products anyway
+NARROWEST = 64
 
 # columns, and tokens, that make a share of its own worthwhile
 _LEAST_COLUMNS = 512
@@ -66,7 +67,7 @@ _LEAST_TOKENS = 256
 def _config(
     kernel: Any, width: int, element: int, precise: bool, sampled: bool, odd: bool
 ) -> Config:
-    """Tiles of a kernel that do not spill when Triton 3.9 compiles them.
+    """Tiles of a kernel that spill nowhere in the table of resources.
 
     Float32 without tensor cores holds whole rows in registers. Tables whose width is no multiple of
     16 (``odd``) are read in smaller pieces, whose addresses take registers of their own.
@@ -75,7 +76,7 @@ def _config(
         tokens = 1024 if odd else 2048
         return Config({"TOKENS": tokens // width}, 2 if element == 2 and width == 128 else 4, 1)
     if kernel is kernels.scatter:
-        return Config({"ENTRIES": 16}, 1 if width <= 128 else 2, 1)
+        return Config({"ENTRIES": 16}, 4 if element == 4 and width == 64 else 2, 1)
     if element == 4:
         tile = 16 if precise else 32
         eight = width > 64 if precise else 32 < width <= 128
@@ -219,7 +220,7 @@ _KERNELS = {
 
 def variants() -> Iterator[Variant]:
     """What ships: with bias and gradients, full and sampled; also of odd widths."""
-    for dtype, width, odd in product(DTYPES.values(), widths(NARROWEST, WIDEST), (False, True)):
+    for (dtype, width), odd in product(forms(widths(NARROWEST, WIDEST)), (False, True)):
         if not odd or (width in ODD and dtype != "fp16"):
             for name, (kernel, own, matrix) in _KERNELS.items():
                 for sampled in (False, True):

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops.triton._launch import (
-    DTYPES,
     Config,
     Variant,
+    forms,
     input_precision,
     named,
     padded_width,
@@ -41,6 +41,9 @@ __all__ = ["WIDEST", "feed_forward", "feed_forward_backward", "variants"]
 
 #: width of rows that fits the registers of a program
 WIDEST = 128
+
+#: narrower rows are padded to it, which spares kernels to compile
+NARROWEST = 64
 
 # rows that make a share of its own worthwhile
 _LEAST_ROWS = 256
@@ -282,7 +285,7 @@ def _backward_weights(
 
 
 def _config(kernel: Any, width: int, element: int, precise: bool, odd: bool) -> Config:
-    """Tiles of a kernel that do not spill when Triton 3.9 compiles them.
+    """Tiles of a kernel that spill nowhere in the table of resources.
 
     Float32 without tensor cores holds whole rows in registers. Matrices one of whose widths is no
     multiple of 16 (``odd``) are read in smaller pieces, whose addresses take registers too.
@@ -295,7 +298,7 @@ def _config(kernel: Any, width: int, element: int, precise: bool, odd: bool) -> 
         warps = 8 if weights or (width > 64 and not by_rows) else 4
         return Config({"ROWS": rows, "INNER": 32}, warps, 1)
     if weights:
-        return Config({"ROWS": 32, "INNER": 32}, 8 if width > 16 else 4, 1)
+        return Config({"ROWS": 32, "INNER": 32}, 8, 1)
     if odd:
         return Config({"ROWS": 64 if width == 32 else 32, "INNER": 16 if width > 64 else 32}, 4, 2)
     return Config({"ROWS": 64, "INNER": 32}, 8 if by_rows and width > 64 else 4, 2)
@@ -307,7 +310,8 @@ def _sizes(x: Tensor, inputs: int, outputs: int) -> tuple[int, int, str]:
             f"feed_forward: the Triton kernels take widths up to {WIDEST}, found {inputs} and "
             f"{outputs}; set SEQREC_FAST_BACKEND=reference"
         )
-    return padded_width(inputs), padded_width(outputs), input_precision(x.dtype)
+    wide_in, wide_out = (max(NARROWEST, padded_width(n)) for n in (inputs, outputs))
+    return wide_in, wide_out, input_precision(x.dtype)
 
 
 def feed_forward(
@@ -403,7 +407,7 @@ _KERNELS = {
 
 def variants() -> Iterator[Variant]:
     """What ships, with the activation of SASRec and dropout; the others need less."""
-    for dtype, width, odd in itertools.product(DTYPES.values(), widths(most=WIDEST), (False, True)):
+    for (dtype, width), odd in itertools.product(forms(widths(NARROWEST, WIDEST)), (False, True)):
         if not odd or (width in ODD and dtype != "fp16"):
             for name, kernel in _KERNELS.items():
                 for precision in ("ieee", "tf32") if dtype == "fp32" else ("ieee",):

@@ -77,6 +77,9 @@ KEY_GRADIENT = table_of(
 _LAST_BOUND = 143  # bounds of this bucket and later ones are the largest int64
 _PER_LOG2 = math.log(2) / 0.301  # buckets a doubling of the difference
 
+# as the kernels are compiled for the table of resources; without a table they do a part of the same
+BOTH = {"HAS_BIAS": True, "HAS_TIME": True, "PER_LOG2": _PER_LOG2, "LAST": _LAST_BOUND}
+
 
 # fmt: off
 @triton.jit
@@ -115,7 +118,7 @@ def sigmoid(x):
     return 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634))
 
 
-@tuned(**choice(FORWARD))
+@tuned(**choice("hstu_attention_forward", FORWARD, BOTH))
 @triton.jit(do_not_specialize=NUMBERS)
 def hstu_attention_forward(
     q, k, v, offsets, bias, time_bias, times, bounds, out,
@@ -163,7 +166,7 @@ def hstu_attention_forward(
         )
 
 
-@tuned(**choice(QUERY_GRADIENT))
+@tuned(**choice("hstu_attention_query_gradient", QUERY_GRADIENT, BOTH))
 @triton.jit(do_not_specialize=NUMBERS)
 def hstu_attention_query_gradient(
     d_out, q, k, v, offsets, bias, time_bias, times, bounds, d_q, d_bias, d_time_bias,
@@ -231,7 +234,7 @@ def hstu_attention_query_gradient(
         )
 
 
-@tuned(**choice(KEY_GRADIENT))
+@tuned(**choice("hstu_attention_key_gradient", KEY_GRADIENT, BOTH))
 @triton.jit(do_not_specialize=NUMBERS)
 def hstu_attention_key_gradient(
     d_out, q, k, v, offsets, bias, time_bias, times, bounds, d_k, d_v,
@@ -443,10 +446,8 @@ def hstu_attention_backward(
 
 
 def variants() -> Iterator[Variant]:
-    """The compiled forms that ship, with both tables; those without compute a part of the same."""
-    both = {"HAS_BIAS": True, "HAS_TIME": True, "PER_LOG2": _PER_LOG2, "LAST": _LAST_BOUND}
-    yield from kernel_variants(hstu_attention_forward, FORWARD, both)
-    yield from kernel_variants(
-        hstu_attention_query_gradient, QUERY_GRADIENT, {**both, "COPIES": COPIES}
-    )
-    yield from kernel_variants(hstu_attention_key_gradient, KEY_GRADIENT, both)
+    """The compiled forms that ship, with both tables."""
+    yield from kernel_variants(hstu_attention_forward, FORWARD, BOTH)
+    with_copies = {**BOTH, "COPIES": COPIES}
+    yield from kernel_variants(hstu_attention_query_gradient, QUERY_GRADIENT, with_copies)
+    yield from kernel_variants(hstu_attention_key_gradient, KEY_GRADIENT, BOTH)

@@ -22,8 +22,10 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops.triton._launch import (
     DTYPES,
+    FLOAT16_WIDTH,
     Config,
     Variant,
+    forms,
     named,
     padded_width,
     rounded,
@@ -38,9 +40,12 @@ __all__ = ["WIDEST", "add_layer_norm", "layer_norm", "layer_norm_backward", "var
 #: columns that fit the registers of a program
 WIDEST = 4096
 
+#: narrower rows are padded to it
+NARROWEST = 32
+
 
 def _config(dim: int) -> Config:
-    width = padded_width(dim)
+    width = max(NARROWEST, padded_width(dim))
     if width > WIDEST:
         raise InputError(
             f"layer_norm: the Triton kernels take up to {WIDEST} columns, found {dim}; "
@@ -268,7 +273,10 @@ def layer_norm_backward(
 
 
 def variants() -> Iterator[Variant]:
-    """What ships: with weight and bias, and the sum of partial results that others use too."""
+    """What ships: with weight and bias, and the sum of partial results that others use too.
+
+    Tiles of 512 and 2048 columns have as many elements a thread as those beside them.
+    """
     for dtype in DTYPES.values():
         types = {"partial": "*fp32", "first": f"*{dtype}", "second": f"*{dtype}"}
         config = Config(ADD_UP, 4, 1)
@@ -281,15 +289,15 @@ def variants() -> Iterator[Variant]:
             config.stages,
             matrix=False,
         )
-        for width in (*widths(), 1024, WIDEST):
-            config = _config(width)
-            for drop in (False, True) if width <= 128 else (True,):
-                forward = {"ADD": True, "DROP": drop, "WEIGHT": True, "BIAS": True}
-                backward = {"SUM": True, "DROP": drop, "WEIGHT": True}
-                for odd in (False, True) if drop and width in ODD else (False,):
-                    given = (dtype, width, config)
-                    yield _variant("layer_norm", _forward, *given, forward, odd)
-                    yield _variant("layer_norm_backward", _backward, *given, backward, odd)
+    for dtype, width in forms((*widths(NARROWEST, 256), 1024, WIDEST)):
+        config = _config(width)
+        for drop in (False, True) if width == FLOAT16_WIDTH else (True,):
+            forward = {"ADD": True, "DROP": drop, "WEIGHT": True, "BIAS": True}
+            backward = {"SUM": True, "DROP": drop, "WEIGHT": True}
+            for odd in (False, True) if drop and width in ODD and dtype != "fp16" else (False,):
+                given = (dtype, width, config)
+                yield _variant("layer_norm", _forward, *given, forward, odd)
+                yield _variant("layer_norm_backward", _backward, *given, backward, odd)
 
 
 def _variant(

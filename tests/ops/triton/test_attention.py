@@ -184,4 +184,4 @@ def test_every_kind_and_width_ships() -> None:
     for table in (kernels.FORWARD, kernels.QUERY_GRADIENT, kernels.KEY_GRADIENT):
         assert set(table) == set(product(("16", "tf32", "fp32"), (32, 64, 128)))
     names = [v.name for v in kernels.variants()]
-    assert len(set(names)) == len(names) == 30
+    assert len(set(names)) == len(names) == 34
