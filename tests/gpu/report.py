@@ -30,8 +30,9 @@ GPU has run this code.
 In the tables below, a line is a kernel and a kind of type: "16" is bfloat16, and float16 for one
 width (its kernels are those of bfloat16 but for conversions), "tf32" float32 on tensor cores, "32"
 float32 without. Tiles are stated by the width that they are padded to, with the warps of a block;
-"odd" are those of widths that are no multiple of 16. In the columns of the targets stand registers of a thread, and the share of the warps of a multiprocessor
-that are resident at a time, each from the least to the most of the line.
+"odd" are those of widths that are no multiple of 16. In the columns of the targets stand registers
+of a thread, and the share of the warps of a multiprocessor that are resident at a time, each from
+the least to the most of the line.
 """
 
 
