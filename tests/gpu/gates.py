@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRITON_TABLE = ROOT / "seqrec_fast" / "ops" / "triton" / "resources.json"
 
 #: variants compiled between two writings of the table
-PART = 10
+PART = 40
 
 Job = tuple[str, str, str]
 
