@@ -86,8 +86,10 @@ def _config(
             return Config({"TOKENS": 8, "COLUMNS": tile}, 4 if sampled else 8, 1)
         return Config({"TOKENS": tile, "COLUMNS": tile}, 8 if eight else 4, 1)
     # what a program owns is larger than what it streams where registers run short
+    if odd and sampled and width == 64 and kernel is kernels.forward:
+        return Config({"TOKENS": 16, "COLUMNS": 64}, 4, 2)
     if odd or width > 128:
-        return Config({"TOKENS": 32, "COLUMNS": 32}, 4, 2)
+        return Config({"TOKENS": 32, "COLUMNS": 32}, 4, 1 if width == 32 else 2)
     if kernel is kernels.forward:
         return Config({"TOKENS": 64, "COLUMNS": 64 if width <= 64 else 32}, 4, 2)
     return Config({"TOKENS": 64 if width <= 32 else 32, "COLUMNS": 64}, 4, 2)
