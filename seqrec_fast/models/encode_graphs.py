@@ -165,11 +165,11 @@ class EncodeGraphs:
     def _encoded(self, items: NDArray[Any]) -> Tensor | None:
         if self._done is None:
             return self._of_size(items)
-        self._done.wait()  # type: ignore[no-untyped-call]
+        self._done.wait()
         try:
             return self._of_size(items)
         finally:
-            self._done.record()  # type: ignore[no-untyped-call]
+            self._done.record()
 
     def _of_size(self, items: NDArray[Any]) -> Tensor | None:
         size = 1 << (len(items) - 1).bit_length()

@@ -27,7 +27,7 @@ COMPOSITE = {
 
 
 def torch_launches(call: Callable[[], Any]) -> list[str]:
-    """Names of torch's operations in a call, each a kernel on a GPU, a product with bias too."""
+    """Torch's operations in a call, each a kernel on a GPU, a product with its bias too."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         call()
     found: list[str] = []

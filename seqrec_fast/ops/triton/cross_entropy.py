@@ -73,10 +73,14 @@ def _config(
     16 (``odd``) are read in smaller pieces, whose addresses take registers of their own.
     """
     if kernel is kernels.merge:
-        tokens = 1024 if odd else 2048
-        return Config({"TOKENS": tokens // width}, 2 if element == 2 and width == 128 else 4, 1)
+        if odd:
+            return Config({"TOKENS": 1024 // width}, 4, 1)
+        return Config({"TOKENS": 2048 // width}, 2 if element == 2 and width == 128 else 4, 1)
     if kernel is kernels.scatter:
-        return Config({"ENTRIES": 16}, 4 if element == 4 and width == 64 else 2, 1)
+        warps = 4 if width >= 128 or (element == 4 and width == 64) else 2
+        return Config({"ENTRIES": 16}, warps, 1)
+    if element == 4 and odd and width == 128 and kernel is kernels.forward:
+        return Config({"TOKENS": 16, "COLUMNS": 16}, 4, 1)
     if element == 4:
         tile = 16 if precise else 32
         eight = width > 64 if precise else 32 < width <= 128
@@ -84,11 +88,10 @@ def _config(
             return Config({"TOKENS": 8, "COLUMNS": tile}, 4 if sampled else 8, 1)
         return Config({"TOKENS": tile, "COLUMNS": tile}, 8 if eight else 4, 1)
     # what a program owns is larger than what it streams where registers run short
-    if width > 128:
-        return Config({"TOKENS": 32, "COLUMNS": 32}, 4, 2)
-    if odd and width <= 64:
-        narrow = kernel is kernels.forward and width == 32 and sampled
-        return Config({"TOKENS": 64 if narrow else 32, "COLUMNS": 32 if narrow else 64}, 4, 2)
+    if odd and sampled and width == 64 and kernel is kernels.forward:
+        return Config({"TOKENS": 16, "COLUMNS": 64}, 4, 2)
+    if odd or width > 128:
+        return Config({"TOKENS": 32, "COLUMNS": 32}, 4, 1 if width == 32 else 2)
     if kernel is kernels.forward:
         return Config({"TOKENS": 64, "COLUMNS": 64 if width <= 64 else 32}, 4, 2)
     return Config({"TOKENS": 64 if width <= 32 else 32, "COLUMNS": 64}, 4, 2)
