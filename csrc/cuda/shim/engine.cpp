@@ -318,6 +318,17 @@ int blocks_per_multiprocessor(unsigned threads, std::size_t shared_bytes) {
   return std::min({by_threads, by_memory, device.blocks_per_multiprocessor});
 }
 
+void allow_shared(const void* function, std::size_t bytes) {
+  const std::lock_guard<std::mutex> lock(one_launch);
+  allowed[function] = bytes;
+}
+
+std::size_t allowed_shared(const void* function) {
+  const std::lock_guard<std::mutex> lock(one_launch);
+  const auto found = allowed.find(function);
+  return found == allowed.end() ? std::size_t{48} << 10 : found->second;
+}
+
 void set_order(std::uint64_t seed) { order_seed = seed; }
 
 void run(const char* name, dim3 size, dim3 block, std::size_t shared_bytes, bool cooperative,

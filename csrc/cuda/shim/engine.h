@@ -143,6 +143,10 @@ extern Device device;
 /// Blocks of this size that fit on a multiprocessor, registers left out.
 int blocks_per_multiprocessor(unsigned threads, std::size_t shared_bytes);
 
+/// What a kernel may have of shared memory: 48 KiB, or what was allowed last.
+void allow_shared(const void* function, std::size_t bytes);
+std::size_t allowed_shared(const void* function);
+
 /// Of the order in which fibers start; the same seed gives the same order.
 void set_order(std::uint64_t seed);
 
