@@ -327,8 +327,7 @@ __global__ void __launch_bounds__(kMergeThreads) decode_attention_merge(DecodeAt
 template <typename T, int kPieces>
 void start(const DecodeAttention& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(p.slots * p.heads)), block(kThreads);
-  constexpr std::size_t kBytes =
-      sizeof(float) * kWarps * (kPieces * Numbers<T, kPieces>::kVector * kLanes + 2);
+  constexpr std::size_t kBytes = decode_shared_bytes(kPieces, sizeof(T));
   launch(decode_attention<T, kPieces>, grid, block, kBytes, stream, p);
 }
 

@@ -88,7 +88,9 @@ inline TopkPlan plan_topk(std::int64_t queries, std::int64_t items, std::int64_t
   // As many ranges as keep every multiprocessor busy, each long enough to be worth a list. More
   // blocks than run at once would make some multiprocessors work twice as long as others.
   const int most = topk_resident(plan.block_queries) < 4 ? topk_resident(plan.block_queries) : 4;
-  std::int64_t resident = shared / static_cast<std::int64_t>(plan.scan_shared + 1024);
+  // the system takes a kibibyte of each block, and memory is given in pieces of 128 bytes
+  std::int64_t resident =
+      shared / static_cast<std::int64_t>((plan.scan_shared + 1024 + 127) / 128 * 128);
   resident = resident < 1 ? 1 : resident > most ? most : resident;
   const std::int64_t tiles = (items + kTopkItems - 1) / kTopkItems;
   std::int64_t splits = plan.query_tiles == 0 ? 1 : multiprocessors * resident / plan.query_tiles;

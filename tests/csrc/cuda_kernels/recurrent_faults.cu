@@ -124,6 +124,19 @@ TEST(fault_recurrent_backward_team_barrier) {
 TEST(fault_recurrent_grid_barrier) {
   without_forward(kGridBarrier, example(RecurrentForm::kSplit, 3));
 }
+TEST(fault_recurrent_backward_grid_barrier) {
+  without_backward(kGridBarrier, example(RecurrentForm::kSplit, 3));
+}
+TEST(fault_recurrent_backward_output_overrun) {
+  Case given = example(RecurrentForm::kWhole, 1);
+  given.gradient_lacking = 1;
+  without_backward(kNothing, given);
+}
+TEST(fault_recurrent_backward_shared_overrun) {
+  Case given = example(RecurrentForm::kWhole, 1);
+  given.memory_lacking_back = 16;
+  without_backward(kNothing, given);
+}
 TEST(fault_recurrent_output_overrun) {
   Case given = example(RecurrentForm::kWhole, 1);
   given.output_lacking = 1;

@@ -64,8 +64,8 @@ def test_a_recurrent_layer(
     monkeypatch.setattr(kernels, "FORM", WHOLE)
     emulated.set_device(1)
     gates, size = CELLS[cell], size_of(dtype)
-    tensors = [t.requires_grad_() if t is not None and t.is_floating_point() else t
-               for t in layer(cell, dtype)]
+    tensors = layer(cell, dtype)
+    leaves = [t.requires_grad_() for t in tensors if t is not None and t.is_floating_point()]
     offsets, weight = tensors[1], tensors[3]
     results: list[Tensor] = []
     forward = moved(
