@@ -35,6 +35,7 @@ FAULTS: dict[str, tuple[str, str]] = {
     "fault_shared_overrun": ("heap-buffer-overflow", "bytes of shared memory|data race"),
     "fault_global_read_overrun": ("heap-buffer-overflow", ""),
     "fault_global_write_overrun": ("heap-buffer-overflow", ""),
+    "fault_misaligned": ("8 bytes at an address that is no multiple", "no multiple of it"),
     "fault_grid_barrier_missing": ("", "data race"),
     "fault_grid_not_cooperative": ("not launched cooperatively", "not launched cooperatively"),
     "fault_grid_too_large": ("kernel total could not be launched: too many blocks", "too many"),

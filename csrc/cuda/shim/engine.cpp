@@ -188,6 +188,11 @@ void fail(const std::string& message) {
 #endif
 }
 
+void misaligned(std::size_t bytes) {
+  fail(text_of(self()) + " loads or stores " + std::to_string(bytes) +
+       " bytes at an address that is no multiple of it");
+}
+
 dim3 block_dim() { return self().grid->block; }
 dim3 grid_dim() { return self().grid->size; }
 uint3 block_index() { return self().block->index; }
