@@ -89,7 +89,13 @@ CASES: dict[str, Case] = {
     ),
     "recurrent_step": (
         lambda t, o, i: ops.recurrent_step(
-            "lstm", *(t[name].detach() for name in "xwubb"), state=(t["h"].detach(),) * 2
+            "lstm",
+            t["x"].detach(),
+            t["w"].detach(),
+            t["u"].detach(),
+            t["b"].detach(),
+            t["b"].detach(),
+            state=(t["h"].detach(), t["h"].detach()),
         )[0],
         {"x": (5, 4), "w": (12, 4), "u": (12, 3), "b": (12,), "h": (5, 3)},
     ),

@@ -7,6 +7,7 @@ import ast
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,10 +51,14 @@ def test_a_refused_launch_is_one_error_and_the_next_one_runs(emulated: Any) -> N
 
 
 def test_devices_that_are_not_there_or_too_old(emulated: Any) -> None:
-    module = _module.kernels()
-    module.use_device(0)
-    with pytest.raises(DeviceError, match="^a CUDA device: invalid device ordinal$"):
-        module.use_device(1)
+    found = []
+    for number in (0, 1):
+        tensor: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", number))
+        try:
+            found.append(_module.kernels_for(tensor) is _module.kernels())
+        except DeviceError as error:
+            found.append(str(error))
+    assert found == [True, "a CUDA device: invalid device ordinal"]
     assert _module.unavailable() is None
     emulated.set_device(4, major=7)
     reason = _module.unavailable()
