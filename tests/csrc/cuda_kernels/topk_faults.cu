@@ -62,11 +62,12 @@ void without(int barrier, const Search& how = {}) {
   search<Half>(TopkType::kHalf, 5, 300, 40, 3, 7, faulty);
 }
 
-/// So many places that the merge reads several times as many candidates as it has threads.
+/// So many places that the merge reads several times as many candidates as it has threads, and
+/// that each item which a query has seen would be among them.
 void without_in_merge(int barrier) {
   left_out = barrier;
   Search faulty;
-  faulty.merge = &faulty_merge;
+  faulty.seen = &faulty_seen, faulty.merge = &faulty_merge;
   search<Half>(TopkType::kHalf, 2, 500, 4, 300, 8, faulty);
 }
 
@@ -91,7 +92,7 @@ TEST(fault_topk_barrier_6) { without_in_merge(6); }
 TEST(fault_topk_barrier_7) { without_in_merge(7); }
 TEST(fault_topk_barrier_8) { without_in_merge(8); }
 // before a row of seen items is sorted
-TEST(fault_topk_barrier_9) { without(9); }
+TEST(fault_topk_barrier_9) { without_in_merge(9); }
 
 TEST(fault_topk_copy_not_awaited) {
   copies_awaited = false;
