@@ -78,11 +78,10 @@ inline std::string text_of(const dim3& size) {
 inline void check_launch(cudaError_t error, const char* call, const LaunchShape& shape) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();
-  throw CudaError("the CUDA kernel " + kernel_name(call) +
-                  " could not be launched: " + cudaGetErrorString(error) + " (grid " +
-                  text_of(shape.grid) + ", block " + text_of(shape.block) + ", " +
-                  std::to_string(shape.shared_bytes) + " bytes of shared memory" +
-                  (shape.cooperative ? ", all blocks at once)" : ")"));
+  throw CudaError("the CUDA kernel " + kernel_name(call) + " could not be launched: " +
+                  cudaGetErrorString(error) + " (grid " + text_of(shape.grid) + ", block " +
+                  text_of(shape.block) + ", " + std::to_string(shape.shared_bytes) +
+                  " bytes of shared memory" + (shape.cooperative ? ", all blocks at once)" : ")"));
 }
 
 /// Allows a kernel all the shared memory that a block of the current device can have. It is always

@@ -85,7 +85,6 @@ def score_topk(
     return scores, ids
 
 
-
 def _dense_rows(table: Tensor) -> Tensor:
     """The table, or a copy where the numbers of a row do not lie side by side."""
     return table if table.stride(1) == 1 or table.shape[1] == 1 else table.contiguous()

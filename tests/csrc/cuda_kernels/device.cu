@@ -156,9 +156,7 @@ TEST(device_a_refused_launch_leaves_no_error_behind) {
     CHECK(cudaGetLastError() == cudaSuccess);
   };
   const std::size_t most = static_cast<std::size_t>(shim::device.shared_per_block);
-  tried([&] {
-    launch(neighbour<Fault::kNone>, 1, 64, most + 1, nullptr, x.get(), out.get());
-  });
+  tried([&] { launch(neighbour<Fault::kNone>, 1, 64, most + 1, nullptr, x.get(), out.get()); });
   tried([&] { launch(neighbour<Fault::kNone>, 0, 64, 256, nullptr, x.get(), out.get()); });
   tried([&] {
     launch_cooperative(neighbour<Fault::kNone>, 129, 64, 256, nullptr, x.get(), out.get());

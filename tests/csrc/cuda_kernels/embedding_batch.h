@@ -49,14 +49,10 @@ void check_embedding(Number number, std::int64_t dim, bool ordered, const Embedd
                        gradient = numbers(tokens, 3);
   std::vector<T> out(size(tokens) - how.out_lacking), d_table(size(kItems) - how.d_table_lacking),
       d_places(size(kPositions) - how.d_places_lacking);
-  const EmbeddingTokens batch = {ids.data(),
-                                 how.lies.empty() ? offsets.data() : how.lies.data(),
-                                 tokens,
-                                 kItems,
-                                 rows,
-                                 kPositions,
-                                 dim,
-                                 {nullptr, 0, 1.0f}};
+  const EmbeddingTokens batch = {ids.data(), how.lies.empty() ? offsets.data() : how.lies.data(),
+                                 tokens,     kItems,
+                                 rows,       kPositions,
+                                 dim,        {nullptr, 0, 1.0f}};
   const EmbeddingPlan plan =
       plan_embedding(tokens, dim, rows, kPositions, static_cast<int>(sizeof(T)), false, ordered);
   std::vector<float> scratch(static_cast<std::size_t>(plan.scratch) - how.scratch_lacking);

@@ -24,8 +24,9 @@ void block_barrier(int number, int line) {
 template <typename... Parameters, typename... Arguments>
 void faulty_launch(const char* call, void (*kernel)(Parameters...), dim3 grid, dim3 block,
                    std::size_t bytes, cudaStream_t stream, Arguments&&... arguments) {
-  detail::launch_kernel(call, kernel, grid, block, bytes < shared_lacking ? 0 : bytes - shared_lacking,
-                        stream, std::forward<Arguments>(arguments)...);
+  detail::launch_kernel(call, kernel, grid, block,
+                        bytes < shared_lacking ? 0 : bytes - shared_lacking, stream,
+                        std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace

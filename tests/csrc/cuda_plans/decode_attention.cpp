@@ -40,7 +40,8 @@ void check(const Card& card, std::int64_t rows, std::int64_t heads, std::int64_t
   }
   ++shared_out;
   if (plan.chunk % kDecodeLeastChunk != 0) wrong("a chunk leaves lanes without work");
-  const std::int64_t most = paged ? plan.slots / rows * plan.chunk : (plan.slots - rows + 1) * plan.chunk;
+  const std::int64_t most =
+      paged ? plan.slots / rows * plan.chunk : (plan.slots - rows + 1) * plan.chunk;
   if (most < tokens) wrong("chunks do not cover a cache");
   if (plan.parts != plan.slots * heads) wrong("parts are not one a block");
 }

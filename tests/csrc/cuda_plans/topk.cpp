@@ -21,8 +21,8 @@ void complain(const Card& card, const char* what, std::int64_t queries, std::int
               static_cast<int>(k));
 }
 
-void check(const Card& card, std::int64_t queries, std::int64_t items, std::int64_t dim, int element,
-           std::int64_t k) {
+void check(const Card& card, std::int64_t queries, std::int64_t items, std::int64_t dim,
+           int element, std::int64_t k) {
   const auto wrong = [&](const char* what) {
     complain(card, what, queries, items, dim, k, element);
   };
@@ -45,7 +45,8 @@ void check(const Card& card, std::int64_t queries, std::int64_t items, std::int6
                                     kTopkThreads, plan.merge_shared);
   if (scan < 1 || merge < 1) wrong("a block fits no multiprocessor");
   // a range of items that waits for another one would double the time
-  if (plan.splits > 1 && plan.query_tiles * plan.splits > std::int64_t{scan} * card.multiprocessors) {
+  if (plan.splits > 1 &&
+      plan.query_tiles * plan.splits > std::int64_t{scan} * card.multiprocessors) {
     wrong("more blocks than run at once");
   }
 }

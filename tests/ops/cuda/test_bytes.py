@@ -138,13 +138,12 @@ def test_topk(emulated: Any) -> None:
     emulated.set_device(1)
     queries, items = torch.randn(5, 24), torch.randn(300, 24)
     results: list[Tensor] = []
-    found = moved(
-        emulated, lambda: results.extend(score_topk(queries, items, k=7)), queries, items
-    )
+    found = moved(emulated, lambda: results.extend(score_topk(queries, items, k=7)), queries, items)
     assert found.blocks == [1, 5]
-    assert sum(found.of) + sum(t.nbytes for t in results) == work(
-        "topk", shape, "float32", False
-    ).bytes
+    assert (
+        sum(found.of) + sum(t.nbytes for t in results)
+        == work("topk", shape, "float32", False).bytes
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

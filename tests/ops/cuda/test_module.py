@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The module of the CUDA kernels: what it offers, and what it answers where something is refused."""
+"""The module of the CUDA kernels: what it offers, and what it answers where it refuses."""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,7 +180,9 @@ def test_a_module_steps_by_blocks_that_wait_for_nobody(
             want, after = module(JaggedBatch(event, rows), state)
             emulated.take_launches()
             h, state = module.step(event, state)
-            launches = [(name, grid[0], waits) for name, grid, *_, waits in emulated.take_launches()]
+            launches = [
+                (name, grid[0], waits) for name, grid, *_, waits in emulated.take_launches()
+            ]
             # three warps of 16 units for 33, each a block
             assert launches == [("recurrent_forward_kernel", 3, False)] * 2
             assert torch.equal(h, want.values)
@@ -194,20 +199,34 @@ def test_a_step_with_gradients_keeps_what_they_need(emulated: Any) -> None:
     assert names == ["recurrent_forward_kernel", "recurrent_backward_kernel"]
 
 
-def test_tf32_by_either_setting_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of them may not be asked once the other was used."""
-    matmul = torch.backends.cuda.matmul
-    if not hasattr(matmul, "fp32_precision"):
+def test_tf32_by_either_setting_of_torch() -> None:
+    """One of them may not be asked once the other was used, so that it is used elsewhere."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         pytest.skip("torch before 2.9 has one setting alone")
-    tensors = case("gru", [3, 1], 24)
-    exact = recurrent("gru", *tensors[:6])[0]  # type: ignore[arg-type]
-    monkeypatch.setattr(matmul, "fp32_precision", "tf32")
-    rounded = recurrent("gru", *tensors[:6])[0]  # type: ignore[arg-type]
-    assert 0 < float((rounded - exact).abs().max()) < 2.0**-9
+    code = """
+import torch
+from seqrec_fast.ops import recurrent
+from tests.ops.cuda.test_recurrent import case
+tensors = case("gru", [3, 1], 24)[:6]
+exact = recurrent("gru", *tensors)[0]
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+print(float((recurrent("gru", *tensors)[0] - exact).abs().max()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 2.0**-9
 
 
 def test_operators_refuse_other_types() -> None:
-    tensors = [t if t is None or t.dtype == torch.int64 else t.double() for t in case("gru", [2], 3)]
+    tensors = [
+        t if t is None or t.dtype == torch.int64 else t.double() for t in case("gru", [2], 3)
+    ]
     with pytest.raises(InputError, match="expected float32, float16 or bfloat16"):
         kernels.recurrent_forward(*tensors[:6], None, None, 2, 0, False)  # type: ignore[arg-type]
 
