@@ -19,13 +19,16 @@ namespace {
 constexpr int kNothing = -1;
 int left_out = kNothing;
 std::size_t shared_lacking = 0;  // bytes
+bool first_warp_early = false;   // else its first thread is late
 
 void block_barrier(int number, int line) {
   if (number != left_out) shim::sync_threads(__FILE__, line);
 #ifdef SEQREC_SHIM_THREADS
-  // the first thread comes late, so that chance does not decide whether others overtake it
-  if (left_out != kNothing && threadIdx.x == 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  // All have left a barrier before anybody comes to the next, and some are late: else chance would
+  // decide who overtakes whom, and the lock of the barrier order what they do.
+  if (left_out != kNothing) {
+    const bool late = first_warp_early ? threadIdx.x >= 32 : threadIdx.x == 0;
+    std::this_thread::sleep_for(std::chrono::milliseconds(late ? 80 : 20));
   }
 #endif
 }
