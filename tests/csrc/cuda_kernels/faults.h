@@ -19,7 +19,7 @@ namespace {
 constexpr int kNothing = -1;
 int left_out = kNothing;
 std::size_t shared_lacking = 0;  // bytes
-bool first_warp_early = false;   // else its first thread is late
+[[maybe_unused]] bool first_warp_early = false;  // else its first thread is late
 
 void block_barrier(int number, int line) {
   if (number != left_out) shim::sync_threads(__FILE__, line);
