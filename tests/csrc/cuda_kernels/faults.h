@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kNothing = -1;
 int left_out = kNothing;
-std::size_t shared_lacking = 0;  // bytes
+std::size_t shared_lacking = 0;                  // bytes
 [[maybe_unused]] bool first_warp_early = false;  // else its first thread is late
 
 void block_barrier(int number, int line) {
