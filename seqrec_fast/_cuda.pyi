@@ -9,6 +9,7 @@ from typing import Any
 
 def build_info() -> dict[str, Any]: ...
 def why_not() -> str: ...
+def use_device(device: int) -> None: ...
 def embed(
     table: int,
     ids: int,
@@ -102,5 +103,62 @@ def decode_attention(
     out: int,
     parts: int,
     size: int,
+    stream: int,
+) -> None: ...
+def recurrent_plan(
+    cell: int, math: int, hidden: int, rows: int, backward: bool, single: bool, form: int
+) -> tuple[int, int, int, int, int, int]: ...
+def recurrent_forward(
+    cell: int,
+    math: int,
+    hidden: int,
+    rows: int,
+    single: bool,
+    form: int,
+    activation: int,
+    tokens: int,
+    offsets: int,
+    workspace: int,
+    workspace_size: int,
+    projected: int,
+    w_hh: int,
+    b_ih: int,
+    b_hh: int,
+    h0: int,
+    c0: int,
+    output: int,
+    h_end: int,
+    c_end: int,
+    gates: int,
+    cells: int,
+    hn: int,
+    stream: int,
+) -> None: ...
+def recurrent_backward(
+    cell: int,
+    math: int,
+    hidden: int,
+    rows: int,
+    single: bool,
+    form: int,
+    activation: int,
+    tokens: int,
+    offsets: int,
+    workspace: int,
+    workspace_size: int,
+    w_hh_t: int,
+    h0: int,
+    c0: int,
+    output: int,
+    gates: int,
+    cells: int,
+    hn: int,
+    d_output: int,
+    d_h_end: int,
+    d_c_end: int,
+    d_gates: int,
+    h_prev: int,
+    dh0: int,
+    dc0: int,
     stream: int,
 ) -> None: ...

@@ -31,14 +31,19 @@ struct Cache {
   std::int64_t length, begin;  // begin: where it lies, if not in pages
 };
 
+/// Where a row's cache begins or ends, of those that lie end to end. Offsets come from the caller:
+/// whatever they say, it is inside.
+__device__ __forceinline__ std::int64_t offset_of(const DecodeAttention& p, std::int64_t row) {
+  const std::int64_t at = load_readonly(p.offsets + row);
+  return at < 0 ? 0 : at > p.tokens ? p.tokens : at;
+}
+
 /// How many tokens a row has cached. Whatever the caller's numbers say, all of them exist.
 __device__ __forceinline__ Cache cache_of(const DecodeAttention& p, std::int64_t row) {
   std::int64_t room = p.row_pages * p.page_tokens, begin = 0;
   if (p.offsets != nullptr) {
-    begin = load_readonly(p.offsets + row);
-    begin = begin < 0 ? 0 : begin > p.tokens ? p.tokens : begin;
-    std::int64_t end = load_readonly(p.offsets + row + 1);
-    end = end > p.tokens ? p.tokens : end;
+    begin = offset_of(p, row);
+    const std::int64_t end = offset_of(p, row + 1);
     room = end > begin ? end - begin : 0;
   }
   if (p.lengths == nullptr) return {room, begin};
@@ -50,7 +55,7 @@ __device__ __forceinline__ Cache cache_of(const DecodeAttention& p, std::int64_t
 __device__ __forceinline__ std::int64_t first_slot(const DecodeAttention& p, std::int64_t row) {
   if (p.slots == p.rows) return row;
   if (p.offsets == nullptr) return row * (p.slots / p.rows);
-  return load_readonly(p.offsets + row) / p.chunk + row;
+  return offset_of(p, row) / p.chunk + row;
 }
 
 /// The last row whose first slot is not behind `slot`.
@@ -322,8 +327,7 @@ __global__ void __launch_bounds__(kMergeThreads) decode_attention_merge(DecodeAt
 template <typename T, int kPieces>
 void start(const DecodeAttention& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(p.slots * p.heads)), block(kThreads);
-  constexpr std::size_t kBytes =
-      sizeof(float) * kWarps * (kPieces * Numbers<T, kPieces>::kVector * kLanes + 2);
+  constexpr std::size_t kBytes = decode_shared_bytes(kPieces, sizeof(T));
   launch(decode_attention<T, kPieces>, grid, block, kBytes, stream, p);
 }
 

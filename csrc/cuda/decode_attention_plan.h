@@ -19,6 +19,11 @@ inline constexpr int kDecodeMostPieces = 8;   // of 128 bytes, in a row of float
 inline constexpr int kDecodeMostWidth = 256;  // numbers of a head
 inline constexpr std::int64_t kDecodeWhole = std::int64_t{1} << 40;  // a chunk that is never full
 
+/// Bytes of shared memory of a block: of each warp the sums, their total and the maximum.
+constexpr int decode_shared_bytes(int pieces, int element) {
+  return 4 * kDecodeThreads / 32 * (pieces * 16 / element * kDecodeLanes + 2);
+}
+
 struct DecodePlan {
   bool fits;           // whether the kernels can run
   int pieces;          // of 128 bytes, that a head has: 1, 2, 4 or 8

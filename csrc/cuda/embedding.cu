@@ -181,7 +181,10 @@ __global__ void __launch_bounds__(256)
     for (std::int64_t row = begin; row < end; ++row) {
       const std::int64_t next = load_readonly(b.offsets + row + 1);
       const std::int64_t token = at + position;
-      if (token < next) sum += arriving(b, gradient, seed, token, c);
+      // whatever the offsets say, no token is read that does not exist
+      if (token < next && token >= 0 && token < b.tokens) {
+        sum += arriving(b, gradient, seed, token, c);
+      }
       at = next;
     }
     if (shares == 1) {

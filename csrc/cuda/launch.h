@@ -4,7 +4,8 @@
 //
 //   launch(gather<float>, grid, block, shared_bytes, stream, arguments...);
 //
-// Nothing here waits for the device, and all of it may be captured into a CUDA graph.
+// Nothing here waits for the device, and all of it may be captured into a CUDA graph. The current
+// device must be the one of the stream and of the memory.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +34,17 @@ class CudaError : public std::runtime_error {
 /// `what` is what was tried, for the message.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  // an error that the runtime keeps would be blamed on the next call
+  (void)cudaGetLastError();
   throw CudaError(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+/// The device attribute of the current device.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "the current CUDA device");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "an attribute of the CUDA device");
+  return value;
 }
 
 struct LaunchShape {
@@ -41,9 +52,15 @@ struct LaunchShape {
   std::size_t shared_bytes;
   cudaStream_t stream;
   bool cooperative;
+
+  std::size_t blocks() const { return std::size_t{grid.x} * grid.y * grid.z; }
+  unsigned threads() const { return block.x * block.y * block.z; }
 };
 
 namespace detail {
+
+/// Shared memory that a kernel may be launched with before it was allowed more.
+inline constexpr std::size_t kWithoutAsking = 48 << 10;
 
 /// "gather<float>, grid, ..." names the kernel `gather`.
 inline std::string kernel_name(const char* call) {
@@ -60,54 +77,58 @@ inline std::string text_of(const dim3& size) {
 
 inline void check_launch(cudaError_t error, const char* call, const LaunchShape& shape) {
   if (error == cudaSuccess) return;
-  throw CudaError("the CUDA kernel " + kernel_name(call) +
-                  " could not be launched: " + cudaGetErrorString(error) + " (grid " +
-                  text_of(shape.grid) + ", block " + text_of(shape.block) + ", " +
-                  std::to_string(shape.shared_bytes) + " bytes of shared memory)");
+  (void)cudaGetLastError();
+  throw CudaError("the CUDA kernel " + kernel_name(call) + " could not be launched: " +
+                  cudaGetErrorString(error) + " (grid " + text_of(shape.grid) + ", block " +
+                  text_of(shape.block) + ", " + std::to_string(shape.shared_bytes) +
+                  " bytes of shared memory" + (shape.cooperative ? ", all blocks at once)" : ")"));
+}
+
+/// Allows a kernel all the shared memory that a block of the current device can have. It is always
+/// the same number: with that of each launch, one thread would take from a kernel what another is
+/// about to launch it with.
+inline void allow_shared(const void* function, const char* call, const LaunchShape& shape) {
+  if (shape.shared_bytes <= kWithoutAsking) return;
+  const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  check_launch(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+               call, shape);
+}
+
+/// Refuses blocks that wait for one another and do not all fit on the current device at once.
+/// The runtime does so too, but of a launch that is captured perhaps not before it is replayed.
+template <typename... Parameters>
+void check_resident(void (*kernel)(Parameters...), const char* call, const LaunchShape& shape) {
+  int each = 0;
+  const int threads = static_cast<int>(shape.threads());
+  check_launch(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shape.shared_bytes),
+      call, shape);
+  const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
+  if (shape.blocks() > static_cast<std::size_t>(each) * static_cast<std::size_t>(multiprocessors)) {
+    check_launch(cudaErrorCooperativeLaunchTooLarge, call, shape);
+  }
 }
 
 template <typename... Parameters>
 void start(const char* call, void (*kernel)(Parameters...), const LaunchShape& shape,
            std::tuple<Parameters...> arguments) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  allow_shared(function, call, shape);
+  if (shape.cooperative) check_resident(kernel, call, shape);
 #ifdef SEQREC_CUDA_SHIM
-  cudaError_t error = cudaSuccess;
-  const unsigned threads = shape.block.x * shape.block.y * shape.block.z;
-  const std::size_t blocks = static_cast<std::size_t>(shape.grid.x) * shape.grid.y * shape.grid.z;
-  const int resident = shim::blocks_per_multiprocessor(threads, shape.shared_bytes);
-  // whole warps are a rule of this project
-  if (blocks == 0 || threads == 0 || threads % 32 != 0 || shape.grid.y > 65535 ||
-      shape.grid.z > 65535) {
-    error = cudaErrorInvalidConfiguration;
-  } else if (resident == 0) {
-    error = cudaErrorInvalidValue;
-  } else if (shape.cooperative &&
-             blocks > static_cast<std::size_t>(resident) *
-                          static_cast<std::size_t>(shim::device.multiprocessors)) {
-    error = cudaErrorCooperativeLaunchTooLarge;
-  }
-  check_launch(error, call, shape);
+  check_launch(shim::refusal(function, shape.grid, shape.block, shape.shared_bytes), call, shape);
   shim::run(kernel_name(call).c_str(), shape.grid, shape.block, shape.shared_bytes,
             shape.cooperative, [&] { std::apply(kernel, arguments); });
 #else
-  const void* function = reinterpret_cast<const void*>(kernel);
-  constexpr std::size_t kWithoutAsking = 48 << 10;
-  if (shape.shared_bytes > kWithoutAsking) {
-    check_launch(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shape.shared_bytes)),
-                 call, shape);
-  }
   std::apply(
       [&](auto&... values) {
         void* addresses[] = {static_cast<void*>(&values)..., nullptr};
-        const cudaError_t error =
-            shape.cooperative
-                ? cudaLaunchCooperativeKernel(function, shape.grid, shape.block, addresses,
-                                              shape.shared_bytes, shape.stream)
-                : cudaLaunchKernel(function, shape.grid, shape.block, addresses, shape.shared_bytes,
-                                   shape.stream);
-        // an error that is kept by the runtime would be blamed on the next call
-        if (error != cudaSuccess) (void)cudaGetLastError();
-        check_launch(error, call, shape);
+        check_launch(shape.cooperative
+                         ? cudaLaunchCooperativeKernel(function, shape.grid, shape.block, addresses,
+                                                       shape.shared_bytes, shape.stream)
+                         : cudaLaunchKernel(function, shape.grid, shape.block, addresses,
+                                            shape.shared_bytes, shape.stream),
+                     call, shape);
       },
       arguments);
 #endif
@@ -129,35 +150,6 @@ void launch_kernel_cooperative(const char* call, void (*kernel)(Parameters...), 
 }
 
 }  // namespace detail
-
-/// The device attribute of the current device.
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "the current CUDA device");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "an attribute of the CUDA device");
-  return value;
-}
-
-/// Blocks of a kernel that fit on one multiprocessor of the current device.
-template <typename... Parameters>
-int resident_blocks(void (*kernel)(Parameters...), int threads, std::size_t shared_bytes) {
-  int blocks = 0;
-#ifndef SEQREC_CUDA_SHIM
-  constexpr std::size_t kWithoutAsking = 48 << 10;
-  if (shared_bytes > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) {
-      (void)cudaGetLastError();
-      return 0;
-    }
-  }
-#endif
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-        "the occupancy of a kernel");
-  return blocks;
-}
 
 }  // namespace cuda
 }  // namespace seqrec

@@ -59,7 +59,7 @@ class Forward {
       if (split_) {
         if (ring_->mask(t + 1) == 0) break;
         if (plan_.barriers)
-          team_barrier(counter, plan_.members * (t + 1));
+          team_barrier(counter, static_cast<unsigned>(plan_.members) * (t + 1u));
         else
           __syncthreads();
         gather(t + 1);

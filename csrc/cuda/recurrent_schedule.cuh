@@ -39,9 +39,12 @@ struct RecurrentRing {
 };
 static_assert(sizeof(RecurrentRing) == kRecurrentRingBytes, "the plan reserves it");
 
+/// Offsets come from the caller, and the host does not look at them: whatever they say, all tokens
+/// of a row exist.
 __device__ inline std::int64_t row_begin(const RecurrentRows& batch, std::int64_t row) {
   if (batch.offsets == nullptr) return batch.tokens / batch.rows * row;
-  return __ldg(batch.offsets + row);
+  const std::int64_t at = __ldg(batch.offsets + row);
+  return at < 0 ? 0 : at > batch.tokens ? batch.tokens : at;
 }
 
 /// The rows of a team on their way through the slots; a lane of the first warp for each slot.
@@ -103,7 +106,7 @@ __device__ void pass_empty_rows(const RecurrentRows& batch, int team, int teams,
   const std::int64_t step = std::int64_t{teams} * warps;
   for (std::int64_t row = team + std::int64_t{teams} * (threadIdx.x / 32); row < batch.rows;
        row += step) {
-    if (row_begin(batch, row) != row_begin(batch, row + 1)) continue;
+    if (row_begin(batch, row) < row_begin(batch, row + 1)) continue;
     for (int u = first + lane; u < end; u += 32) {
       to[row * hidden + u] = from != nullptr ? from[row * hidden + u] : from_float<T>(0.0f);
     }
@@ -111,12 +114,13 @@ __device__ void pass_empty_rows(const RecurrentRows& batch, int team, int teams,
 }
 
 /// Meets the other blocks of the team; what they wrote before is then in L2. `arrivals`: how often
-/// the blocks of the team will have come in all, once every one of them is here.
+/// the blocks of the team will have come in all, once every one of them is here; both numbers begin
+/// again at 0 after 2^32.
 __device__ inline void team_barrier(unsigned* counter, unsigned arrivals) {
   __syncthreads();
   if (threadIdx.x == 0) {
     add_acquire_release(counter, 1u);
-    while (load_acquire(counter) < arrivals) __nanosleep(32);
+    while (static_cast<int>(load_acquire(counter) - arrivals) < 0) __nanosleep(32);
   }
   __syncthreads();
 }

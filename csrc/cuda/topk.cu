@@ -133,8 +133,7 @@ __device__ void cut_lists(const TopkSearch& p, const ScanMemory& memory, std::in
 }
 
 template <TopkType kType, int kQueries>
-__global__ void __launch_bounds__(kThreads, kQueries == kTopkManyQueries ? 3 : 5)
-    topk_scan(TopkSearch p) {
+__global__ void __launch_bounds__(kThreads, topk_resident(kQueries)) topk_scan(TopkSearch p) {
   using T = typename TopkNumbers<kType>::T;
   using Tile = TopkTile<kType, kQueries>;
   SEQREC_SHARED(shared);

@@ -24,6 +24,11 @@ inline constexpr std::int64_t kTopkMostItems = (std::int64_t{1} << 31) - 2 * kTo
 // what a block may have on every architecture from sm_80 on (sm_86 and sm_120 have the least)
 inline constexpr std::size_t kTopkSharedLimit = 99 * 1024;
 
+/// Blocks that registers leave room for on a multiprocessor, by the launch bounds of the scan.
+inline constexpr int topk_resident(int block_queries) {
+  return block_queries == kTopkManyQueries ? 3 : 5;
+}
+
 /// Bytes from one row to the next in shared memory. A multiple of 64 and 16 more, so that the
 /// fragments that a warp loads from eight rows lie in different banks.
 inline constexpr int topk_row_bytes(std::int64_t bytes) {
@@ -80,9 +85,13 @@ inline TopkPlan plan_topk(std::int64_t queries, std::int64_t items, std::int64_t
   plan.fits = plan.scan_shared <= kTopkSharedLimit;
   plan.query_tiles = (queries + plan.block_queries - 1) / plan.block_queries;
 
-  // As many ranges as keep every multiprocessor busy, each long enough to be worth a list.
-  std::int64_t resident = shared / static_cast<std::int64_t>(plan.scan_shared + 1024);
-  resident = resident < 1 ? 1 : resident > 4 ? 4 : resident;
+  // As many ranges as keep every multiprocessor busy, each long enough to be worth a list. More
+  // blocks than run at once would make some multiprocessors work twice as long as others.
+  const int most = topk_resident(plan.block_queries) < 4 ? topk_resident(plan.block_queries) : 4;
+  // the system takes a kibibyte of each block, and memory is given in pieces of 128 bytes
+  std::int64_t resident =
+      shared / static_cast<std::int64_t>((plan.scan_shared + 1024 + 127) / 128 * 128);
+  resident = resident < 1 ? 1 : resident > most ? most : resident;
   const std::int64_t tiles = (items + kTopkItems - 1) / kTopkItems;
   std::int64_t splits = plan.query_tiles == 0 ? 1 : multiprocessors * resident / plan.query_tiles;
   const std::int64_t worth = 2 * k > 2 * kTopkItems ? 2 * k / kTopkItems : 2;  // tiles

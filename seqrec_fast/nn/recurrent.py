@@ -21,6 +21,7 @@ from seqrec_fast.ops.recurrent import (
     CellActivation,
     backend_of,
     recurrent,
+    recurrent_step,
 )
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
@@ -203,17 +204,25 @@ class Recurrent(torch.nn.Module):
         flat = [w for one in weights for w in one]
         present = [t for t in (*flat, *(given or ())) if t is not None]
         backend = backend_of(values)
+        differentiated = needs_gradient(values, *flat, *(given or ()))
         # past the dispatcher of torch where nothing is asked of it
         direct = (
             backend == "native"
-            and not needs_gradient(values, *flat, *(given or ()))
+            and not differentiated
             and runs_directly(values, *present)
             and _all_native(*present)
             and (offsets is None or offsets.is_cpu)
         )
         codes = (CELL_NAMES.index(self.cell), ACTIVATIONS.index(self.cell_activation))
+        # one event a row, for which there are kernels of their own
+        single = (
+            not (direct or differentiated)
+            and backend != "reference"
+            and offsets is None
+            and values.shape[0] == rows
+        )
         plan = None
-        if not direct:
+        if not (direct or single):
             if offsets is None:
                 length = values.shape[0] // max(rows, 1)
                 offsets = torch.arange(rows + 1, device=values.device) * length
@@ -232,6 +241,14 @@ class Recurrent(torch.nn.Module):
                     begin or (),
                     *codes,
                     self._packings[layer],
+                )
+            elif single:
+                values, final = recurrent_step(
+                    self.cell,
+                    values,
+                    *weights[layer],
+                    state=begin,
+                    cell_activation=self.cell_activation,
                 )
             else:
                 assert offsets is not None

@@ -12,7 +12,7 @@ from seqrec_fast.ops.feed_forward import feed_forward
 from seqrec_fast.ops.hstu_attention import hstu_attention
 from seqrec_fast.ops.layer_norm import add_layer_norm, layer_norm
 from seqrec_fast.ops.linear import linear
-from seqrec_fast.ops.recurrent import recurrent
+from seqrec_fast.ops.recurrent import recurrent, recurrent_step
 from seqrec_fast.ops.topk import score_topk
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "packed_attention",
     "paged_decode_attention",
     "recurrent",
+    "recurrent_step",
     "sampled_cross_entropy",
     "score_topk",
     "sequence_embedding",

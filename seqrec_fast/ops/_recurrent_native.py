@@ -13,7 +13,7 @@ from seqrec_fast.ops import _recurrent_backward
 from seqrec_fast.ops._library import register
 from seqrec_fast.ops._recurrent_backward import GRU, LSTM
 
-__all__ = ["ACTIVATIONS", "CELL_NAMES", "Forward", "empty_results", "forward", "infer"]
+__all__ = ["ACTIVATIONS", "CELL_NAMES", "Forward", "empty_results", "forward", "infer", "step"]
 
 CELL_NAMES = ("rnn", "lstm", "gru")
 ACTIVATIONS = ("tanh", "sigmoid")
@@ -21,6 +21,8 @@ _GATES = (1, 4, 3)
 
 #: output, h_end, c_end (lstm), and where they are kept: gates, cells (lstm), hn (gru)
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+#: output, h_end, c_end (lstm)
+Step = tuple[Tensor, Tensor, Tensor]
 
 
 def empty_results(
@@ -128,6 +130,66 @@ def forward(
         that the cell has not, or that are not kept, have no rows.
     """
     made: Forward = _FORWARD(x, offsets, w_ih, w_hh, b_ih, b_hh, h0, c0, cell, activation, keep)
+    return made
+
+
+def _step_cpu(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    cell: int,
+    activation: int,
+) -> Step:
+    rows = x.shape[0]
+    output, h_end, c_end, *_ = empty_results(x, rows, w_hh.shape[1], cell, False)
+    made = (output, h_end, c_end if cell == LSTM else None, None, None, None)
+    _launch(x, None, rows, (w_ih, w_hh, b_ih, b_hh, h0, c0), cell, activation, made)
+    return output, h_end, c_end
+
+
+def _step_fake(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    cell: int,
+    activation: int,
+) -> Step:
+    return empty_results(x, x.shape[0], w_hh.shape[1], cell, False)[:3]
+
+
+_STEP = register(
+    "recurrent_step(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
+    "Tensor? h0, Tensor? c0, int cell, int activation) -> (Tensor, Tensor, Tensor)",
+    _step_cpu,
+    _step_fake,
+    gpu="cuda.recurrent:recurrent_step",
+)
+
+
+def step(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    cell: int,
+    activation: int,
+) -> Step:
+    """One event of each row, ``x`` [rows, inputs]; shapes and dtypes have been checked.
+
+    It has no gradient, keeps nothing and needs no offsets.
+    """
+    made: Step = _STEP(x, w_ih, w_hh, b_ih, b_hh, h0, c0, cell, activation)
     return made
 
 

@@ -33,7 +33,14 @@ from seqrec_fast.ops._checks import check_jagged, check_offsets
 from seqrec_fast.ops._library import needs_gradient
 from seqrec_fast.ops._rows import TimeMajor, permute_tokens, time_major
 
-__all__ = ["CELLS", "Cell", "CellActivation", "recurrent", "recurrent_reference"]
+__all__ = [
+    "CELLS",
+    "Cell",
+    "CellActivation",
+    "recurrent",
+    "recurrent_reference",
+    "recurrent_step",
+]
 
 Cell = Literal["rnn", "lstm", "gru"]
 CellActivation = Literal["tanh", "sigmoid"]
@@ -88,16 +95,67 @@ def recurrent(
         return recurrent_reference(
             cell, x, offsets, *weights, state=state, cell_activation=cell_activation, plan=plan
         )
-    codes = (
-        _recurrent_native.CELL_NAMES.index(cell),
-        _recurrent_native.ACTIVATIONS.index(cell_activation),
-    )
     keep = needs_gradient(x, *weights, *(state or ()))
     h0, c0 = (*(state or ()), None, None)[:2]
     output, h_end, c_end, *_ = _recurrent_native.forward(
-        x, offsets, *weights, h0, c0, *codes, keep=keep
+        x, offsets, *weights, h0, c0, *_codes(cell, cell_activation), keep=keep
     )
     return output, (h_end, c_end) if cell == "lstm" else (h_end,)
+
+
+def recurrent_step(
+    cell: Cell,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    state: tuple[Tensor, ...] | None = None,
+    cell_activation: CellActivation = "tanh",
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One event of every row: :func:`recurrent` with rows of one token each.
+
+    On a GPU the weights are read by as many blocks as there are hidden units for, and no block
+    waits for another. Where a gradient is asked for, :func:`recurrent` computes.
+
+    Args:
+        cell: ``"rnn"``, ``"lstm"`` or ``"gru"``.
+        x: ``[rows, inputs]``, one event a row.
+        weight_ih: ``[gates * hidden, inputs]``.
+        weight_hh: ``[gates * hidden, hidden]``.
+        bias_ih: ``[gates * hidden]`` or None.
+        bias_hh: ``[gates * hidden]`` or None.
+        state: the state before the event, ``(h,)`` or, for the LSTM, ``(h, c)``, each
+            ``[rows, hidden]``; zeros where None.
+        cell_activation: ``"tanh"``, or ``"sigmoid"`` for the sigma variant.
+
+    Returns:
+        The hidden state ``[rows, hidden]``, and the state after the event, shaped like ``state``.
+
+    Raises:
+        InputError: as :func:`recurrent` does.
+    """
+    x, weight_ih, weight_hh, bias_ih, bias_hh = narrow(x, weight_ih, weight_hh, bias_ih, bias_hh)
+    state = None if state is None else narrow(*state)
+    _check(cell, x, None, weight_ih, weight_hh, bias_ih, bias_hh, state, cell_activation)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    if backend_of(x) == "reference" or needs_gradient(x, *weights, *(state or ())):
+        offsets = torch.arange(x.shape[0] + 1, device=x.device)
+        return recurrent(cell, x, offsets, *weights, state=state, cell_activation=cell_activation)
+    h0, c0 = (*(state or ()), None, None)[:2]
+    output, h_end, c_end = _recurrent_native.step(
+        x, *weights, h0, c0, *_codes(cell, cell_activation)
+    )
+    return output, (h_end, c_end) if cell == "lstm" else (h_end,)
+
+
+def _codes(cell: Cell, cell_activation: CellActivation) -> tuple[int, int]:
+    """The numbers by which the kernels know them."""
+    return (
+        _recurrent_native.CELL_NAMES.index(cell),
+        _recurrent_native.ACTIVATIONS.index(cell_activation),
+    )
 
 
 def backend_of(x: Tensor) -> Backend:
@@ -156,7 +214,7 @@ def recurrent_reference(
 def _check(
     cell: str,
     x: Tensor,
-    offsets: Tensor,
+    offsets: Tensor | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias_ih: Tensor | None,
@@ -164,7 +222,10 @@ def _check(
     state: tuple[Tensor, ...] | None,
     cell_activation: str,
 ) -> None:
-    """Refuses what does not fit, by shapes and dtypes alone (a traced graph has no values)."""
+    """Refuses what does not fit, by shapes and dtypes alone (a traced graph has no values).
+
+    Without ``offsets`` every row is one token.
+    """
     if cell not in CELLS:
         raise InputError(f"cell: unknown cell {cell!r}; choose one of {', '.join(CELLS)}")
     if cell_activation not in ("tanh", "sigmoid"):
@@ -172,8 +233,10 @@ def _check(
             f"cell_activation: unknown activation {cell_activation!r}; choose tanh or sigmoid"
         )
     if x.ndim != 2:
-        raise InputError(f"x: expected [tokens, inputs], found {tuple(x.shape)}")
-    check_offsets(offsets)
+        kind = "rows" if offsets is None else "tokens"
+        raise InputError(f"x: expected [{kind}, inputs], found {tuple(x.shape)}")
+    if offsets is not None:
+        check_offsets(offsets)
     hidden = weight_hh.shape[1] if weight_hh.ndim == 2 else 0
     gates = CELLS[cell] * hidden
     if weight_ih.shape != (gates, x.shape[1]) or weight_hh.shape != (gates, hidden) or not hidden:
@@ -185,7 +248,7 @@ def _check(
     for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if bias is not None and bias.shape != (gates,):
             raise InputError(f"{name}: expected [{gates}], found {tuple(bias.shape)}")
-    rows = offsets.shape[0] - 1
+    rows = x.shape[0] if offsets is None else offsets.shape[0] - 1
     parts = 2 if cell == "lstm" else 1
     if state is not None and (len(state) != parts or any(s.shape != (rows, hidden) for s in state)):
         raise InputError(

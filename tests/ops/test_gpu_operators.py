@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqrec_fast import ops
+from seqrec_fast import nn, ops
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.models import ModelOptions, build_model
 from seqrec_fast.ops import _backend
@@ -87,6 +87,18 @@ CASES: dict[str, Case] = {
     "gru": (
         lambda t, o, i: ops.recurrent("gru", t["x"], o, t["w"], t["u"], t["b"], t["b"])[0],
         {"x": (5, 4), "w": (9, 4), "u": (9, 3), "b": (9,)},
+    ),
+    "recurrent_step": (
+        lambda t, o, i: ops.recurrent_step(
+            "lstm",
+            t["x"].detach(),
+            t["w"].detach(),
+            t["u"].detach(),
+            t["b"].detach(),
+            t["b"].detach(),
+            state=(t["h"].detach(), t["h"].detach()),
+        )[0],
+        {"x": (5, 4), "w": (12, 4), "u": (12, 3), "b": (12,), "h": (5, 3)},
     ),
     "decode_attention": (
         lambda t, o, i: ops.decode_attention(
@@ -343,3 +355,15 @@ def test_a_recurrent_layer_is_one_operation(cell: str) -> None:
     with torch.no_grad(), Launches() as launches:
         CASES[cell][0](*inputs)
     assert launches.names == ["recurrent_forward"]
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("made", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_step_is_one_operation_a_layer(made: type[Any]) -> None:
+    with torch.device("meta"):
+        module = made(4, 3, 2)
+    on_the_gpu(module)
+    x = torch.rand(5, 4, device="cuda")
+    with torch.no_grad(), Launches() as launches:
+        module.step(x)  # of a state, which is indexed, fakes know nothing without a GPU
+    assert [name for name in launches.names if name != "stack"] == ["recurrent_step"] * 2

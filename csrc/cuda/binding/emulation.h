@@ -16,12 +16,14 @@ inline void bind_emulation(py::module_& parent) {
   m.def("set_order", &shim::set_order, py::arg("seed"));
   m.def(
       "set_device",
-      [](int multiprocessors, int shared_per_block) {
+      [](int multiprocessors, int shared_per_block, int major) {
         shim::device.multiprocessors = multiprocessors;
+        shim::device.major = major;
         shim::device.shared_per_block = shared_per_block;
         shim::device.shared_per_multiprocessor = shared_per_block + 1024;
       },
-      py::arg("multiprocessors"), py::arg("shared_per_block") = shim::Device().shared_per_block);
+      py::arg("multiprocessors"), py::arg("shared_per_block") = shim::Device().shared_per_block,
+      py::arg("major") = shim::Device().major);
   // (address, bytes) of each region whose loads and stores are counted on their own
   m.def("start_counting", [](const std::vector<std::pair<std::uintptr_t, std::size_t>>& watched) {
     shim::start_counting(watched);

@@ -40,6 +40,17 @@ py::dict build_info() {
   return info;
 }
 
+/// Of the GPUs that the kernels are compiled for, the lowest.
+constexpr int kLeastCapability = 8;
+
+/// Makes a device the current one of the runtime in this module, which need not know what the one
+/// that torch brings has been told.
+void use_device(int device) {
+  int current = -1;
+  check(cudaGetDevice(&current), "the current CUDA device");
+  if (current != device) check(cudaSetDevice(device), "a CUDA device");
+}
+
 /// Why no kernel can be started; empty where one can.
 std::string why_not() {
   int devices = 0;
@@ -50,7 +61,15 @@ std::string why_not() {
     const bool known = cudaDriverGetVersion(&driver) == cudaSuccess && driver != 0;
     return known ? cudaGetErrorString(error) : "no NVIDIA driver was found";
   }
-  return devices == 0 ? "no CUDA device was found" : "";
+  if (devices == 0) return "no CUDA device was found";
+  for (int device = 0; device < devices; ++device) {
+    int major = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+          "the compute capability of a CUDA device");
+    if (major >= kLeastCapability) return "";
+  }
+  return "no device has compute capability " + std::to_string(kLeastCapability) +
+         ".0 or above, which the kernels need";
 }
 
 void translate(std::exception_ptr pointer) {
@@ -75,6 +94,7 @@ PYBIND11_MODULE(SEQREC_CUDA_MODULE, m, py::mod_gil_not_used()) {
   py::register_local_exception_translator(&seqrec::cuda::translate);
   m.def("build_info", &seqrec::cuda::build_info);
   m.def("why_not", &seqrec::cuda::why_not);
+  m.def("use_device", &seqrec::cuda::use_device);
 #define SEQREC_BIND(name) seqrec::cuda::bind_##name(m);
   SEQREC_CUDA_OPERATIONS(SEQREC_BIND)
 #ifdef SEQREC_CUDA_SHIM

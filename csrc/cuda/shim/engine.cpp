@@ -188,6 +188,11 @@ void fail(const std::string& message) {
 #endif
 }
 
+void misaligned(std::size_t bytes) {
+  fail(text_of(self()) + " loads or stores " + std::to_string(bytes) +
+       " bytes at an address that is no multiple of it");
+}
+
 dim3 block_dim() { return self().grid->block; }
 dim3 grid_dim() { return self().grid->size; }
 uint3 block_index() { return self().block->index; }
@@ -316,6 +321,17 @@ int blocks_per_multiprocessor(unsigned threads, std::size_t shared_bytes) {
   const int by_memory =
       device.shared_per_multiprocessor / (static_cast<int>(shared_bytes) + kReserved);
   return std::min({by_threads, by_memory, device.blocks_per_multiprocessor});
+}
+
+void allow_shared(const void* function, std::size_t bytes) {
+  const std::lock_guard<std::mutex> lock(one_launch);
+  allowed[function] = bytes;
+}
+
+std::size_t allowed_shared(const void* function) {
+  const std::lock_guard<std::mutex> lock(one_launch);
+  const auto found = allowed.find(function);
+  return found == allowed.end() ? std::size_t{48} << 10 : found->second;
 }
 
 void set_order(std::uint64_t seed) { order_seed = seed; }

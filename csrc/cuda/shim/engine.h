@@ -11,7 +11,8 @@
 //
 // What a GPU would answer with silence or a hang is an error here: threads of a block at different
 // barriers or at none, lanes that a mask names and that do not come, a grid barrier without a
-// cooperative launch, a grid that is not co-resident, a write beyond the shared memory.
+// cooperative launch, a grid that is not co-resident, a write beyond the shared memory, a load or
+// store at an address that is no multiple of its size.
 #pragma once
 
 #include <cstddef>
@@ -107,10 +108,17 @@ struct Counter {
 extern bool counting;
 void count_load_slow(const void* from, std::size_t bytes);
 void count_store_slow(const void* to, std::size_t bytes);
+/// A GPU refuses to load or store at an address that is no multiple of the size; a CPU does not.
+[[noreturn]] void misaligned(std::size_t bytes);
+inline void check_aligned(const void* p, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(p) % bytes != 0) misaligned(bytes);
+}
 inline void count_load(const void* from, std::size_t bytes) {
+  check_aligned(from, bytes);
   if (counting) count_load_slow(from, bytes);
 }
 inline void count_store(const void* to, std::size_t bytes) {
+  check_aligned(to, bytes);
   if (counting) count_store_slow(to, bytes);
 }
 
@@ -142,6 +150,10 @@ struct Device {
 extern Device device;
 /// Blocks of this size that fit on a multiprocessor, registers left out.
 int blocks_per_multiprocessor(unsigned threads, std::size_t shared_bytes);
+
+/// What a kernel may have of shared memory: 48 KiB, or what was allowed last.
+void allow_shared(const void* function, std::size_t bytes);
+std::size_t allowed_shared(const void* function);
 
 /// Of the order in which fibers start; the same seed gives the same order.
 void set_order(std::uint64_t seed);

@@ -86,6 +86,7 @@ namespace {
 std::mutex one_launch;  // at a time
 Grid* running = nullptr;
 std::vector<Launched> launches;
+std::map<const void*, std::size_t> allowed;  // shared memory of kernels
 std::uint64_t order_seed = 1;
 constexpr std::size_t kCanary = 64;
 constexpr unsigned char kPoison = 0xFF;  // of float32, float16 and bfloat16 a NaN; of int -1

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <utility>
 
 #include "cuda/shim/engine.h"
 
@@ -15,6 +16,7 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
   cudaErrorCooperativeLaunchTooLarge = 720,
 };
 
@@ -31,6 +33,36 @@ enum cudaDeviceAttr {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
 
+namespace seqrec {
+namespace cuda {
+namespace shim {
+
+/// What cudaGetLastError has to tell, and whoever calls next gets.
+inline thread_local cudaError_t last_error = cudaSuccess;
+
+inline cudaError_t refused(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+/// Why a launch cannot be; whole warps are a rule of this project.
+inline cudaError_t refusal(const void* function, dim3 grid, dim3 block, std::size_t shared_bytes) {
+  const unsigned threads = block.x * block.y * block.z;
+  if (std::size_t{grid.x} * grid.y * grid.z == 0 || threads == 0 || threads % kWarp != 0 ||
+      grid.y > 65535 || grid.z > 65535) {
+    return refused(cudaErrorInvalidConfiguration);
+  }
+  if (blocks_per_multiprocessor(threads, shared_bytes) == 0 ||
+      shared_bytes > allowed_shared(function)) {
+    return refused(cudaErrorInvalidValue);
+  }
+  return cudaSuccess;
+}
+
+}  // namespace shim
+}  // namespace cuda
+}  // namespace seqrec
+
 inline const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
@@ -41,6 +73,8 @@ inline const char* cudaGetErrorString(cudaError_t error) {
       return "invalid configuration argument";
     case cudaErrorNoDevice:
       return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
     case cudaErrorCooperativeLaunchTooLarge:
       return "too many blocks in cooperative launch";
   }
@@ -56,9 +90,11 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
+  return seqrec::cuda::shim::refused(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() {
+  return std::exchange(seqrec::cuda::shim::last_error, cudaSuccess);
+}
 inline cudaError_t cudaDriverGetVersion(int* version) {
   *version = 0;
   return cudaSuccess;
@@ -96,9 +132,11 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 
-template <typename F>
-cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int bytes) {
-  return bytes <= seqrec::cuda::shim::device.shared_per_block ? cudaSuccess : cudaErrorInvalidValue;
+inline cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute, int bytes) {
+  namespace shim = seqrec::cuda::shim;
+  if (bytes > shim::device.shared_per_block) return shim::refused(cudaErrorInvalidValue);
+  shim::allow_shared(function, static_cast<std::size_t>(bytes));
+  return cudaSuccess;
 }
 
 template <typename F>

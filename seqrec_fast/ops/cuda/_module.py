@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqrec_fast.errors import DeviceError
+from seqrec_fast.errors import DeviceError, InputError
 
-__all__ = ["kernels", "number", "stream", "unavailable"]
+__all__ = ["allows_tf32", "kernels", "kernels_for", "number", "stream", "unavailable"]
 
 _VARIABLE = "SEQREC_FAST_CUDA_MODULE"
 _NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -33,6 +33,18 @@ def kernels() -> Any:
     return _load(os.environ.get(_VARIABLE, ""))
 
 
+def kernels_for(tensor: Tensor) -> Any:
+    """The module of the kernels, for the device of a tensor.
+
+    The CUDA runtime in the module is not the one of torch, and what torch's calls the current
+    device need not be known to it.
+    """
+    module = kernels()
+    if tensor.is_cuda:
+        module.use_device(tensor.device.index)
+    return module
+
+
 def unavailable() -> str | None:
     """Why the kernels cannot run; None where they can."""
     try:
@@ -43,8 +55,25 @@ def unavailable() -> str | None:
 
 
 def number(dtype: torch.dtype) -> int:
-    """The number by which the kernels know a type: float32, float16 or bfloat16."""
+    """The number by which the kernels know a type: float32, float16 or bfloat16.
+
+    Raises:
+        InputError: it is another one.
+    """
+    if dtype not in _NUMBERS:
+        raise InputError(
+            f"expected float32, float16 or bfloat16 for the CUDA kernels, found {dtype}; convert "
+            "or set SEQREC_FAST_BACKEND=reference"
+        )
     return _NUMBERS[dtype]
+
+
+def allows_tf32() -> bool:
+    """Whether torch's own products of float32 may round to tf32."""
+    matmul = torch.backends.cuda.matmul
+    # since torch 2.9, which refuses to say allow_tf32 to who has set this
+    precision = getattr(matmul, "fp32_precision", "none")
+    return bool(matmul.allow_tf32 if precision == "none" else precision == "tf32")
 
 
 def stream(tensor: Tensor) -> int:
@@ -65,6 +94,10 @@ def _load(path: str) -> Any:
                 "seqrec_fast was built without its CUDA kernels; build it again where an nvcc is, "
                 "with SEQREC_FAST_CUDA=1 (see docs/cuda-build.md)"
             ) from None
+        except ImportError as error:
+            raise DeviceError(
+                f"the CUDA kernels of seqrec_fast cannot be loaded: {error}; build them again here"
+            ) from error
     spec = importlib.util.spec_from_file_location("_cuda", path)
     try:
         if spec is None or spec.loader is None:

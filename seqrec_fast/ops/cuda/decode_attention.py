@@ -14,7 +14,7 @@ from torch import Tensor
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._library import address
 from seqrec_fast.ops.attention import dense_width
-from seqrec_fast.ops.cuda._module import kernels, number, stream
+from seqrec_fast.ops.cuda._module import kernels_for, number, stream
 
 __all__ = ["decode_attention", "paged_decode_attention"]
 
@@ -62,7 +62,7 @@ def _attend(
         table = dense_width(table)
         row_pages = table.shape[1]
         view = (table.data_ptr(), table.stride(0), table.dtype == torch.int64)
-    module, kind = kernels(), number(q.dtype)
+    module, kind = kernels_for(q), number(q.dtype)
     places = page_tokens if table is None else row_pages * page_tokens
     size = module.decode_attention_parts_size(rows, heads, width, places, table is not None, kind)
     if size < 0:

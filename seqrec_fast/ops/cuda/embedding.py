@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seqrec_fast.ops._library import address
-from seqrec_fast.ops.cuda._module import kernels, number, stream
+from seqrec_fast.ops.cuda._module import kernels_for, number, stream
 
 __all__ = ["embedding", "embedding_backward"]
 
@@ -33,7 +33,7 @@ def embedding(
     offsets = None if offsets is None else offsets.contiguous()
     seed = _beside(seed, weight)
     out = weight.new_empty(ids.shape[0], weight.shape[1])
-    kernels().embed(
+    kernels_for(weight).embed(
         weight.data_ptr(),
         ids.data_ptr(),
         address(position_weight),
@@ -73,7 +73,7 @@ def embedding_backward(
     exact = gradient.dtype != torch.float32 or torch.are_deterministic_algorithms_enabled()
     ordered = exact and tokens > 0
     sorted_ids, sorted_tokens = torch.sort(ids, stable=True) if ordered else (None, None)
-    module = kernels()
+    module = kernels_for(gradient)
     size = module.embed_scratch_size(tokens, dim, rows, positions, ordered)
     scratch = torch.empty(size, dtype=torch.float32, device=gradient.device)
     module.embed_backward(

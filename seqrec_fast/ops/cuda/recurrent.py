@@ -14,7 +14,7 @@ from torch import Tensor
 from seqrec_fast.ops._library import address
 from seqrec_fast.ops._recurrent_backward import GRU, LSTM, Gradients, empty_gradients
 from seqrec_fast.ops._recurrent_native import Forward, empty_results
-from seqrec_fast.ops.cuda._module import kernels, stream
+from seqrec_fast.ops.cuda._module import allows_tf32, kernels_for, number, stream
 
 __all__ = ["recurrent_backward", "recurrent_forward", "recurrent_step"]
 
@@ -82,7 +82,7 @@ def _forward(
     shape = (cell, _math(x), hidden, rows)
     single = offsets is None
     work = _workspace(x, (*shape, False, single))
-    kernels().recurrent_forward(
+    kernels_for(x).recurrent_forward(
         *shape,
         single,
         FORM,
@@ -135,7 +135,7 @@ def recurrent_backward(
     transposed = w_hh.t().contiguous()
     shape = (cell, _math(x), hidden, rows)
     work = _workspace(x, (*shape, True, False))
-    kernels().recurrent_backward(
+    kernels_for(x).recurrent_backward(
         *shape,
         False,
         FORM,
@@ -164,14 +164,13 @@ def recurrent_backward(
 
 def _math(x: Tensor) -> int:
     """The number of a ``RecurrentMath`` in csrc/cuda."""
-    if x.dtype == torch.float32:
-        return 0 if torch.get_float32_matmul_precision() == "highest" else 1
-    return 2 if x.dtype == torch.float16 else 3
+    kind = number(x.dtype)
+    return kind + 1 if kind else int(allows_tf32())
 
 
 def _workspace(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Memory for what blocks tell one another, and for weights that fit no multiprocessor."""
-    size: int = kernels().recurrent_plan(*shape, FORM)[-1]
+    size: int = kernels_for(x).recurrent_plan(*shape, FORM)[-1]
     return x.new_empty(size, dtype=torch.uint8)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seqrec_fast.errors import InputError
 from seqrec_fast.ops._library import address
-from seqrec_fast.ops.cuda._module import kernels, number, stream
+from seqrec_fast.ops.cuda._module import allows_tf32, kernels_for, number, stream
 
 __all__ = ["score_topk"]
 
@@ -44,7 +44,7 @@ def score_topk(
     if not shape[0] or not count:
         scores = queries.new_full(shape, -torch.inf)
         return scores, torch.full(shape, -1, dtype=torch.int64, device=queries.device)
-    module, kind = kernels(), number(queries.dtype)
+    module, kind = kernels_for(queries), number(queries.dtype)
     if not module.topk_lists_size(1, count, dim, kind, k):
         return _in_chunks(queries, items, bias, seen_values, seen_offsets, blocked, k)
 
@@ -54,7 +54,7 @@ def score_topk(
     seen, offsets = _sorted(seen_values, seen_offsets, count)
     scores = queries.new_empty(shape)
     ids = torch.empty(shape, dtype=torch.int64, device=queries.device)
-    tf32 = _allows_tf32()
+    tf32 = allows_tf32()
     # a query's lists take at least 2 KiB
     step = max(64, _LISTS // max(1, module.topk_lists_size(64, 1, dim, kind, k) // 64) // 64 * 64)
     for begin in range(0, shape[0], step):
@@ -85,14 +85,6 @@ def score_topk(
     return scores, ids
 
 
-def _allows_tf32() -> bool:
-    """Whether torch's own products of float32 may round to tf32."""
-    matmul = torch.backends.cuda.matmul
-    # since torch 2.9, which does not tell allow_tf32 to who has set this
-    precision = getattr(matmul, "fp32_precision", None)
-    return bool(matmul.allow_tf32 if precision is None else precision == "tf32")
-
-
 def _dense_rows(table: Tensor) -> Tensor:
     """The table, or a copy where the numbers of a row do not lie side by side."""
     return table if table.stride(1) == 1 or table.shape[1] == 1 else table.contiguous()
@@ -106,7 +98,7 @@ def _sorted(
         return None, None
     values, offsets = values.contiguous(), offsets.contiguous()
     found = torch.empty(values.shape[0], dtype=torch.int32, device=values.device)
-    kernels().topk_sort_seen(
+    kernels_for(values).topk_sort_seen(
         values.data_ptr(),
         values.dtype == torch.int64,
         offsets.data_ptr(),

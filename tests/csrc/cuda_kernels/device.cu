@@ -83,6 +83,16 @@ TEST(device_copy) { copy_with(50, 50, 50); }
 TEST(fault_global_read_overrun) { copy_with(50, 49, 50); }
 TEST(fault_global_write_overrun) { copy_with(50, 50, 49); }
 
+__global__ void copy_pairs(const int* x, int* out) {
+  const int i = 2 * static_cast<int>(threadIdx.x);
+  const uint2 pair = load_readonly(reinterpret_cast<const uint2*>(x + i));
+  store_global(reinterpret_cast<uint2*>(out + i), pair);
+}
+TEST(fault_misaligned) {
+  const auto x = device_memory<int>(66, 3), out = device_memory<int>(64);
+  launch(copy_pairs, 1, 32, 0, nullptr, x.get() + 1, out.get());
+}
+
 // ------------------------------------------------------------------------------------------ grids
 
 /// Sums of blocks, then their sum by block 0.
@@ -122,6 +132,37 @@ TEST(device_grid) { CHECK(total_of<true>(1000, 4, true) == 500.0f); }
 TEST(fault_grid_barrier_missing) { CHECK(total_of<false>(1000, 4, true) == 500.0f); }
 TEST(fault_grid_not_cooperative) { total_of<true>(1000, 4, false); }
 TEST(fault_grid_too_large) { total_of<true>(1000, 4 * 32 + 1, true); }
+
+/// Beyond 48 KiB a kernel has to be allowed its shared memory; a launch of less by another thread
+/// must not come between.
+TEST(device_shared_memory_is_never_taken_back) {
+  const auto x = device_memory<int>(64), out = device_memory<int>(64);
+  const auto kernel = &neighbour<Fault::kNone>;
+  for (const std::size_t bytes : {std::size_t{100} << 10, std::size_t{60} << 10}) {
+    launch(neighbour<Fault::kNone>, 1, 64, bytes, nullptr, x.get(), out.get());
+    CHECK(shim::allowed_shared(reinterpret_cast<const void*>(kernel)) >= std::size_t{100} << 10);
+  }
+}
+
+TEST(device_a_refused_launch_leaves_no_error_behind) {
+  const auto x = device_memory<int>(64), out = device_memory<int>(64);
+  int refused = 0;
+  const auto tried = [&](auto start) {
+    try {
+      start();
+    } catch (const CudaError& error) {
+      refused += std::string(error.what()).find("the CUDA kernel ") == 0 ? 1 : 0;
+    }
+    CHECK(cudaGetLastError() == cudaSuccess);
+  };
+  const std::size_t most = static_cast<std::size_t>(shim::device.shared_per_block);
+  tried([&] { launch(neighbour<Fault::kNone>, 1, 64, most + 1, nullptr, x.get(), out.get()); });
+  tried([&] { launch(neighbour<Fault::kNone>, 0, 64, 256, nullptr, x.get(), out.get()); });
+  tried([&] {
+    launch_cooperative(neighbour<Fault::kNone>, 129, 64, 256, nullptr, x.get(), out.get());
+  });
+  CHECK(refused == 3);
+}
 
 /// A block hands a number on to the next by a flag.
 template <bool kReleased>

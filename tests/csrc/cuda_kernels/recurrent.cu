@@ -66,6 +66,17 @@ TEST(recurrent_many_rows) {
   }
 }
 
+/// The host does not look at offsets: whatever they say, only what exists is touched.
+TEST(recurrent_offsets_that_lie) {
+  for (const RecurrentForm form : {RecurrentForm::kWhole, RecurrentForm::kSplit}) {
+    Case given{RecurrentCell::kGru, RecurrentMath::kBfloat16, 33, {3, 2, 4}, form, 3};
+    for (const std::int64_t far : {std::int64_t{12}, std::int64_t{1} << 40}) {
+      given.lies = {-far, far, 2, far};
+      Layer<BFloat16>(given).run(&launch_recurrent_forward, &launch_recurrent_backward);
+    }
+  }
+}
+
 #endif
 
 /// Few blocks and steps.

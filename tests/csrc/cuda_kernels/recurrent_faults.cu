@@ -29,7 +29,13 @@ unsigned* faulty_team_counter(void* workspace, const RecurrentPlan& plan, const 
   if (left_out != kGridBarrier) return team_counter(workspace, plan, place);
   unsigned* counter = reinterpret_cast<unsigned*>(
       static_cast<unsigned char*>(workspace) + std::int64_t{place.team} * kRecurrentCounterBytes);
-  if (place.member == 0 && threadIdx.x == 0) *counter = 0;
+  if (place.member == 0 && threadIdx.x == 0) {
+#ifdef SEQREC_SHIM_THREADS
+    // not before another block has counted: otherwise chance would decide what is found
+    while (__atomic_load_n(counter, __ATOMIC_RELAXED) == 0xFFFFFFFFu) shim::yield();
+#endif
+    *counter = 0;
+  }
   return counter;
 }
 
@@ -123,6 +129,19 @@ TEST(fault_recurrent_backward_team_barrier) {
 }
 TEST(fault_recurrent_grid_barrier) {
   without_forward(kGridBarrier, example(RecurrentForm::kSplit, 3));
+}
+TEST(fault_recurrent_backward_grid_barrier) {
+  without_backward(kGridBarrier, example(RecurrentForm::kSplit, 3));
+}
+TEST(fault_recurrent_backward_output_overrun) {
+  Case given = example(RecurrentForm::kWhole, 1);
+  given.gradient_lacking = 1;
+  without_backward(kNothing, given);
+}
+TEST(fault_recurrent_backward_shared_overrun) {
+  Case given = example(RecurrentForm::kWhole, 1);
+  given.memory_lacking_back = 16;
+  without_backward(kNothing, given);
 }
 TEST(fault_recurrent_output_overrun) {
   Case given = example(RecurrentForm::kWhole, 1);

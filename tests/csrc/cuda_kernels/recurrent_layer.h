@@ -28,8 +28,10 @@ struct Case {
   int multiprocessors = 4;
   int shared = 99 << 10;  // bytes that a block may have
   CellActivation activation = CellActivation::kTanh;
-  int memory_lacking = 0;          // bytes of shared memory, a fault
-  std::size_t output_lacking = 0;  // elements, a fault
+  // faults: bytes of shared memory forward and back, and elements, that are lacking
+  int memory_lacking = 0, memory_lacking_back = 0;
+  std::size_t output_lacking = 0, gradient_lacking = 0;
+  std::vector<std::int64_t> lies{};  // offsets that are not the true ones; nothing may be checked
 };
 
 using Forward = void (*)(const RecurrentForward&, cudaStream_t);
@@ -60,7 +62,8 @@ class Layer {
     gates_ = empty<T>(tokens * outer_), cells_ = empty<float>(tokens * h_);
     hn_ = empty<T>(tokens * h_);
     written_ = given.cell == RecurrentCell::kGru ? outer_ + h_ : outer_;
-    d_gates_ = empty<T>(tokens * written_), h_prev_ = empty<T>(tokens * h_);
+    d_gates_ = empty<T>(tokens * written_ - given.gradient_lacking);
+    h_prev_ = empty<T>(tokens * h_);
     dh0_ = empty<T>(rows * h_), dc0_ = empty<T>(rows * h_);
   }
 
@@ -120,7 +123,8 @@ class Layer {
   }
 
   RecurrentRows batch() const {
-    return {offsets_.back(), static_cast<std::int64_t>(case_.lengths.size()), offsets_.data()};
+    return {offsets_.back(), static_cast<std::int64_t>(case_.lengths.size()),
+            case_.lies.empty() ? offsets_.data() : case_.lies.data()};
   }
 
   RecurrentPlan plan(bool back) {
@@ -133,7 +137,7 @@ class Layer {
           "no plan");
     CHECK(found.form != RecurrentForm::kStreamed || found.streamed_tiles > 0,
           "nothing is streamed");
-    found.shared -= case_.memory_lacking;
+    found.shared -= back ? case_.memory_lacking_back : case_.memory_lacking;
     workspace_ = empty<unsigned char>(static_cast<std::size_t>(found.workspace));
     return found;
   }

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from seqrec_fast import JaggedBatch, nn
 from seqrec_fast.errors import InputError
-from seqrec_fast.ops import recurrent
+from seqrec_fast.ops import recurrent, recurrent_step
 from seqrec_fast.ops.cuda import recurrent as kernels
 from seqrec_fast.ops.recurrent import CELLS, recurrent_reference
 
@@ -156,26 +160,75 @@ def test_tf32_where_it_is_asked_for(cell: str) -> None:
 def test_a_step_is_a_row_of_one_token(cell: str, dtype: torch.dtype) -> None:
     tensors = case(cell, [1] * 11, 33)
     given_ = [t if t is None or t.dtype == torch.int64 else t.to(dtype) for t in tensors]
-    state = given_[6:]
-    output, final = recurrent(cell, *given_[:6], state=tuple(state))  # type: ignore[arg-type]
-    code = list(CELLS).index(cell)
-    stepped = kernels.recurrent_step(given_[0], *given_[2:6], *[*state, None][:2], code, 0)
-    assert torch.equal(stepped[0], output)
-    assert torch.equal(stepped[1], final[0])
+    state: Any = tuple(given_[6:])
+    output, final = recurrent(cell, *given_[:6], state=state)  # type: ignore[arg-type]
+    stepped, after = recurrent_step(cell, given_[0], *given_[2:6], state=state)  # type: ignore[arg-type]
+    assert torch.equal(stepped, output)
+    assert all(torch.equal(a, b) for a, b in zip(after, final, strict=True))
 
 
-def test_weights_are_read_once_a_block(emulated: Any) -> None:
-    """However many time steps there are."""
-    for length in (1, 7):
-        tensors = case("lstm", [length] * 3, 32)
-        weight = tensors[3]
-        assert weight is not None
-        emulated.take_launches()
-        emulated.start_counting([(weight.data_ptr(), weight.numel() * 4)])
-        recurrent("lstm", *tensors[:6])  # type: ignore[arg-type]
-        loaded = emulated.stop_counting()[1][1]
-        blocks = emulated.take_launches()[0][1][0]
-        assert loaded == blocks * weight.numel() * 4
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("made", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_module_steps_by_blocks_that_wait_for_nobody(
+    made: type[Any], dtype: torch.dtype, emulated: Any
+) -> None:
+    module = made(5, 33, 2).to(dtype)
+    x, rows = torch.randn(4, 3, 5).to(dtype), torch.arange(4)
+    state = None
+    with torch.no_grad():
+        for event in x:
+            want, after = module(JaggedBatch(event, rows), state)
+            emulated.take_launches()
+            h, state = module.step(event, state)
+            launches = [
+                (name, grid[0], waits) for name, grid, *_, waits in emulated.take_launches()
+            ]
+            # three warps of 16 units for 33, each a block
+            assert launches == [("recurrent_forward_kernel", 3, False)] * 2
+            assert torch.equal(h, want.values)
+            pairs = zip(state, after, strict=True) if made is nn.LSTM else [(state, after)]
+            assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_step_with_gradients_keeps_what_they_need(emulated: Any) -> None:
+    module = nn.GRU(5, 18)
+    out, _ = module.step(torch.randn(2, 5))
+    out.sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    names = [launched[0] for launched in emulated.take_launches()]
+    assert names == ["recurrent_forward_kernel", "recurrent_backward_kernel"]
+
+
+def test_tf32_by_either_setting_of_torch() -> None:
+    """One of them may not be asked once the other was used, so that it is used elsewhere."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("torch before 2.9 has one setting alone")
+    code = """
+import torch
+from seqrec_fast.ops import recurrent
+from tests.ops.cuda.test_recurrent import case
+tensors = case("gru", [3, 1], 24)[:6]
+exact = recurrent("gru", *tensors)[0]
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+print(float((recurrent("gru", *tensors)[0] - exact).abs().max()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 2.0**-9
+
+
+def test_operators_refuse_other_types() -> None:
+    tensors = [
+        t if t is None or t.dtype == torch.int64 else t.double() for t in case("gru", [2], 3)
+    ]
+    with pytest.raises(InputError, match="expected float32, float16 or bfloat16"):
+        kernels.recurrent_forward(*tensors[:6], None, None, 2, 0, False)  # type: ignore[arg-type]
 
 
 def test_a_layer_that_nothing_holds_is_refused(emulated: Any) -> None:
