@@ -32,11 +32,13 @@ class Calls:
         run: by name of the contender.
         missing: contender -> why it is left out.
         whole: names of those whose work cannot be recorded into a CUDA graph.
+        repeats: whether every call of ours returns the same tensors, in the order of the errors.
     """
 
     run: dict[str, Callable[[], Any]]
     missing: dict[str, str]
     whole: frozenset[str] = frozenset()
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class GpuCase:
             errors: from :meth:`errors`.
             without: beginnings of names of rivals that are not wanted.
         """
-        found = Calls({}, {})
+        found = Calls({}, {}, repeats=True)
         layouts = self.build(device)
         layouts.pop(JUDGE, None)
         standard: dict[str, Any] | None = None

@@ -73,6 +73,9 @@ class Device(Protocol):
     def recorded(self, run: Callable[[], Any], calls: int) -> Callable[[], Any]:
         """What so many calls give the device to do, to be repeated without the host.
 
+        Returns:
+            Repeats it, and returns what the last of the calls does.
+
         Raises:
             RuntimeError: it cannot be recorded.
         """
@@ -148,7 +151,7 @@ class CudaDevice:
     def recorded(self, run: Callable[[], Any], calls: int) -> Callable[[], Any]:
         """A CUDA graph of so many calls.
 
-        The graphs of a case share their memory: none is asked for its results.
+        The graphs of a case share the memory of all but their results.
         """
         self._give_back()
         aside: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -159,13 +162,17 @@ class CudaDevice:
         torch.cuda.current_stream(self.device).wait_stream(aside)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
+        graph, found = torch.cuda.CUDAGraph(), None
         with torch.cuda.graph(graph, pool=self._pool):
             for _ in range(calls):
-                run()
-        graph.replay()
+                found = run()
+
+        def replay() -> Any:
+            graph.replay()
+            return found
+
+        replay()
         torch.cuda.synchronize(self.device)
-        replay: Callable[[], Any] = graph.replay
         return replay
 
     def extra_bytes(self, run: Callable[[], Any]) -> int:

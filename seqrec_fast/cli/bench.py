@@ -30,10 +30,10 @@ error against float64 is too great is red, and its time does not count. Rivals t
 installed are left out: pip install 'seqrec-fast[bench]'. Close other programs first.
 "gpu" judges every operation on the GPU against float64 first, then times those that are right
 beside cuDNN and torch, with the cache warm and emptied, by events of the device; then steps of
-training and requests. Without --operation, --match, --dtype and --errors it then compares the recall of each gpu-*
-kind of index with the exact search and times those that find enough. Cases run in processes of
-their own: one that ends, or does not answer for minutes, is told and the rest goes on. The file of
-results is renewed after every case.
+training and requests. Without a choice of cases it then compares the recall of each gpu-* kind of
+index with the exact search and times those that find enough. Cases run in processes of their own:
+one that ends, or does not answer for minutes, is told and the rest goes on. The file of results is
+renewed after every case.
 
 examples:
   seqrec-fast bench kernels --operation linear --threads 1

@@ -349,6 +349,52 @@ def test_what_cannot_be_recorded_is_timed_as_it_is_called() -> None:
     assert "capturing" in row["not_recorded"][OURS]
 
 
+def test_a_graph_that_gives_other_results_is_wrong() -> None:
+    class Stale(StubDevice):
+        """Its graphs leave what was there, as where a kernel runs on another stream."""
+
+        def recorded(self, run: Function, calls: int) -> Function:
+            found = run()
+            return lambda: found
+
+    for case in (small("dropout"), small("topk"), small("layer_norm", "float32", True)):
+        (row,) = final([case], open_device=Stale)
+        assert (row["verdict"], row["red"]) == ("wrong", True), row
+        assert gpu.cells(row)[-1] == "wrong: its CUDA graph gives other results"
+
+
+def test_a_rival_that_fails_in_the_end_does_not_take_ours_with_it() -> None:
+    class Full(StubDevice):
+        """Has no memory for the second contender."""
+
+        asked = 0
+
+        def extra_bytes(self, run: Function) -> int:
+            self.asked += 1
+            if self.asked == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().extra_bytes(run)
+
+    class Late(StubDevice):
+        """Ends the second contender in its third sample."""
+
+        flushes = 0
+
+        def flush(self) -> None:
+            self.flushes += 1
+            if self.flushes == 6:
+                raise RuntimeError("an error")
+            super().flush()
+
+    for device in (Full, Late):
+        (row,) = final([small("embedding")], open_device=device)
+        assert row["verdict"] == "right", row
+        assert set(row["contenders"]) == {OURS}
+        assert set(row["missing"]) == {STANDARD}
+        assert row["ratio"] is None
+        assert len(gpu.cells(row)) == len(gpu.HEADER)
+
+
 def test_without_kernels_plain_torch_is_not_measured_in_their_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
