@@ -293,7 +293,7 @@ def _replays(ours: _Contender, row: Row) -> bool:
     called = _tensors(ours.run())
     replayed = _tensors(ours.replay_one())
     for tensor in replayed:
-        tensor.detach().zero_()
+        tensor.zero_()
     ours.replay_one()
     allowed = [error["allowed"] for error in row["errors"].values()]
     for one, other, bound in zip(called, replayed, allowed, strict=True):
@@ -306,7 +306,7 @@ def _replays(ours: _Contender, row: Row) -> bool:
 
 
 def _tensors(found: tuple[tuple[torch.Tensor, ...], ...]) -> list[torch.Tensor]:
-    return [tensor for part in found for tensor in part]
+    return [tensor.detach() for part in found for tensor in part]
 
 
 def _set_beside(case: Case, medians: dict[str, Row], ceilings: Ceilings) -> Row:

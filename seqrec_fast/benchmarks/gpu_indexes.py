@@ -143,7 +143,6 @@ class _Worker:
         }
 
 
-
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table below :data:`HEADER`."""
     start = [f"{row['items']:,}", row["kind"]]

@@ -138,9 +138,7 @@ def _upstream(layout: Layout, found: list[Tensor], dtype: torch.dtype) -> Iterat
         yield layout.forth(rounded, result).to(result.dtype)
 
 
-def outputs(
-    layout: Layout, dtype: torch.dtype, backward: bool, *, judged: bool = False
-) -> Outputs:
+def outputs(layout: Layout, dtype: torch.dtype, backward: bool, *, judged: bool = False) -> Outputs:
     """Results and gradients by name, in float64 and the layout of the judge."""
     results, gradients = call(layout, dtype, backward, judged=judged)()
     found = {

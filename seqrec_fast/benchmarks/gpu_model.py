@@ -115,16 +115,12 @@ FORMULAS = {
     ),
     "decode_attention": Formula("2 e M (R + C) + 8 (R + 1)", "", "4 C M", ""),
     "paged_decode_attention": Formula("2 e M (R + V) + 8 (N + R)", "", "4 C M", ""),
-    "cross_entropy": Formula(
-        "e D (T + I) + 12 T", "(3 g + c) D (T + I)", "2 T I D", "8 T I D"
-    ),
+    "cross_entropy": Formula("e D (T + I) + 12 T", "(3 g + c) D (T + I)", "2 T I D", "8 T I D"),
     "sampled_cross_entropy": Formula(
         "e D (2 T + N) + 12 T + 8 N", "(3 g + c) D (T + I)", "2 T N D", "8 T N D"
     ),
     "layer_norm": Formula("2 e (T D + D) + 8 T", "3 e (T D + D) + 8 T", "8 T D", "24 T D"),
-    "add_layer_norm": Formula(
-        "e (4 T D + 2 D) + 8 T", "e (4 T D + 3 D) + 8 T", "9 T D", "26 T D"
-    ),
+    "add_layer_norm": Formula("e (4 T D + 2 D) + 8 T", "e (4 T D + 3 D) + 8 T", "9 T D", "26 T D"),
     "feed_forward": Formula(
         "e (2 T D + 2 D F + F + D)",
         "e (3 T D + 2 T F + 4 D F + F + D)",
@@ -263,9 +259,7 @@ _SHOWN: tuple[tuple[str, tuple[Any, ...], tuple[bool, ...]], ...] = (
     (
         "recurrent",
         tuple(
-            s
-            for s in shapes.GPU_RECURRENT
-            if s.rows == 256 and s.time == 200 and s.cell != "rnn"
+            s for s in shapes.GPU_RECURRENT if s.rows == 256 and s.time == 200 and s.cell != "rnn"
         ),
         (False, True),
     ),

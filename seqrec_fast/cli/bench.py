@@ -258,7 +258,6 @@ def _gpu_indexes(args: Namespace, results: dict[str, Any], out: Path | None) -> 
     return sum(bool(row.get("red")) for row in rows)
 
 
-
 def _measure(chosen: dict[str, list[Any]], args: Namespace) -> int:
     from seqrec_fast import native
     from seqrec_fast.benchmarks import harness, report

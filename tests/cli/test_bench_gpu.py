@@ -173,9 +173,7 @@ def test_pictures_are_written_beside_the_results(tmp_path: Path) -> None:
 def test_cases_are_measured_in_a_process_of_their_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(
-        gpu_cases, "cases", lambda operations, match, dtypes: [small("dropout")]
-    )
+    monkeypatch.setattr(gpu_cases, "cases", lambda operations, match, dtypes: [small("dropout")])
     monkeypatch.setattr(gpu_device, "check_gpu", lambda: None)
     monkeypatch.setattr(gpu_device, "open_gpu", StubDevice)
     ran = run("bench", "gpu", "--operation", "dropout", "--errors", "--out", tmp_path)
