@@ -156,7 +156,7 @@ def measure(cases: Sequence[Case], plan: Plan) -> Iterator[Row]:
 
 
 def _with_losses(row: Row, reason: str) -> Row:
-    missing = {name: f"with the rivals, {reason}" for name in row.get("missing", {})}
+    missing = dict.fromkeys(row.get("missing", {}), f"with the rivals, {reason}")
     return {**row, "missing": missing}
 
 

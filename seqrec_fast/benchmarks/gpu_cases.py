@@ -114,8 +114,8 @@ class GpuCase:
             )
             try:
                 ours = compare(outputs(layouts[OURS], self.dtype, self.backward), truth)
-            except Exception as error:
-                raise OursFailed from error
+            except Exception as failure:
+                raise OursFailed from failure
         found: Errors = {}
         unit = torch.finfo(self.dtype).eps
         for name, error in theirs.items():

@@ -131,8 +131,8 @@ class StepCase(_ModelCase):
                 theirs = self._gradients(device)
             try:
                 ours = self._gradients(device)
-            except Exception as error:
-                raise OursFailed from error
+            except Exception as failure:
+                raise OursFailed from failure
         found: Errors = {}
         unit = torch.finfo(self._autocast or torch.float32).eps
         for name, truth in exact.items():
@@ -234,7 +234,7 @@ class RecommendCase(_ModelCase):
         model, batch = self._model(0.0).eval(), self._batch()
         k = min(self.k, self.shape.items)
         with _plain_torch(), torch.no_grad():
-            plain = self._engine(model, device).recommend(*self._request(batch), k)
+            plain = self._engine(model, device).recommend(*self._request(batch, k))
             exactly = model.double()
             last = torch.from_numpy(batch.offsets[1:] - 1)
             users = exactly(batch.to_torch(torch.device("cpu"))).index_select(0, last)
@@ -242,9 +242,9 @@ class RecommendCase(_ModelCase):
             model.float()
         best = exact.topk(k).values
         try:
-            ours = self._engine(model, device).recommend(*self._request(batch), k)
-        except Exception as error:
-            raise OursFailed from error
+            ours = self._engine(model, device).recommend(*self._request(batch, k))
+        except Exception as failure:
+            raise OursFailed from failure
         unit, largest = torch.finfo(torch.float32).eps, float(best.abs().max())
         found: Errors = {}
         for name in ("scores", "chosen"):
@@ -256,8 +256,7 @@ class RecommendCase(_ModelCase):
     def calls(self, device: torch.device, errors: Errors, without: Sequence[str]) -> Calls:
         """Requests of ours, of plain torch on the GPU, and of the native engine on the CPU."""
         model, batch = self._model(0.0).eval(), self._batch()
-        request = self._request(batch)
-        k = min(self.k, self.shape.items)
+        request = self._request(batch, min(self.k, self.shape.items))
         engines: dict[str, Callable[[], Any]] = {OURS: lambda: self._engine(model, device)}
         engines[STANDARD] = lambda: self._engine(model, device)
         threads = native.get_num_threads()
@@ -271,7 +270,7 @@ class RecommendCase(_ModelCase):
             made = _plainly(make)() if name == STANDARD else make()
 
             def ask(engine: Any = made) -> Any:
-                return engine.recommend(*request, k)
+                return engine.recommend(*request)
 
             run = _plainly(ask) if name == STANDARD else ask
             for _ in range(3):
@@ -279,8 +278,8 @@ class RecommendCase(_ModelCase):
             found.run[name] = run
         return found
 
-    def _request(self, batch: JaggedBatch[Any]) -> tuple[Any, ...]:
-        return batch.values.astype(np.int32), batch.offsets, None, None, None
+    def _request(self, batch: JaggedBatch[Any], k: int) -> tuple[Any, Any, None, None, None, int]:
+        return batch.values.astype(np.int32), batch.offsets, None, None, None, k
 
     def _engine(self, model: SequenceModel, device: torch.device) -> DeviceEngine:
         return DeviceEngine(model.config(), _arrays(model), str(device))

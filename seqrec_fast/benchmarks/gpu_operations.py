@@ -9,7 +9,7 @@ unless :data:`JUDGE` names another form, where the plain one would not fit into 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -130,10 +130,8 @@ def _attention(shape: shapes.AttentionShape, device: torch.device) -> dict[str, 
         STANDARD: _padded(ragged, device, inputs, sdpa, judged=judged),
         "torch nested": Layout(gpu_rivals.nested(ragged, offsets), inputs),
     }
-    try:
+    with suppress(ImportError):
         found["torch varlen"] = Layout(gpu_rivals.varlen(shape, offsets), inputs)
-    except ImportError:
-        pass
     return found
 
 
@@ -222,8 +220,10 @@ def _cross_entropy(shape: shapes.CrossEntropyShape, device: torch.device) -> dic
     def judge(hidden: Tensor, weight: Tensor) -> Tensor:
         step = max(1, _LOGITS_AT_ONCE // shape.items)
         total = hidden.new_zeros(())
-        for h, y in zip(hidden.split(step), targets.split(step), strict=True):
-            total = total + checkpoint(part, h, weight, y, use_reentrant=False)
+        for begin in range(0, shape.tokens, step):
+            here = slice(begin, begin + step)
+            sums = checkpoint(part, hidden[here], weight, targets[here], use_reentrant=False)
+            total = total + sums
         return total / shape.tokens
 
     found = {
@@ -245,7 +245,7 @@ def _sampled_cross_entropy(
     inputs = {"hidden": draw(shape.tokens, shape.dim), "weight": draw(shape.items, shape.dim)}
     # one draw, so that some samples are targets as well
     drawn = _numbers(device, shape.items, shape.tokens + shape.samples)
-    targets, negatives = drawn.split((shape.tokens, shape.samples))
+    targets, negatives = drawn[: shape.tokens], drawn[shape.tokens :].clone()
     same = negatives == targets[:, None]
 
     def plain(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def flattened(shape: RecurrentShape) -> Callable[[dict[str, Tensor]], None]:
 
     def prepare(given: dict[str, Tensor]) -> None:
         weights = [given[name] for name in _WEIGHTS]
-        if not weights[0].is_cuda or not torch.backends.cudnn.is_available():
+        cudnn: Any = torch.backends.cudnn
+        if not weights[0].is_cuda or not cudnn.is_available():
             return
         # (what was detached cannot be given other memory)
         weights = [weight.clone() for weight in weights]
@@ -51,7 +52,7 @@ def flattened(shape: RecurrentShape) -> Callable[[dict[str, Tensor]], None]:
 def packed(
     ragged: Ragged, shape: RecurrentShape, inputs: dict[str, Tensor], device: torch.device
 ) -> Layout:
-    """torch's packed sequences, which cuDNN computes without padding."""
+    """Packed sequences of torch, which cuDNN computes without padding."""
     numbers = ragged.packed(torch.arange(ragged.tokens)[:, None])
     order = numbers.data[:, 0].to(device)
     back = torch.empty_like(order)
@@ -105,13 +106,15 @@ def nested(ragged: Ragged, offsets: Tensor) -> Callable[..., Tensor]:
     longest, shortest = int(ragged.lengths.max()), int(ragged.lengths.min())
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = (
+        parts = [
             torch.nested.nested_tensor_from_jagged(
                 t, offsets, min_seqlen=shortest, max_seqlen=longest
             ).transpose(1, 2)
             for t in (q, k, v)
+        ]
+        out: Any = functional.scaled_dot_product_attention(
+            parts[0], parts[1], parts[2], is_causal=True
         )
-        out: Any = functional.scaled_dot_product_attention(*parts, is_causal=True)
         found: Tensor = out.transpose(1, 2).values()
         return found
 

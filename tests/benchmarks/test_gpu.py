@@ -473,7 +473,7 @@ def test_results_are_one_strict_file_and_pictures(tmp_path: Path) -> None:
     names = [f"gpu-{name}.svg" for name in ("cross_entropy", "embedding", "topk", "roofline")]
     assert [picture.name for picture in written] == names
     for picture in written:
-        assert ET.parse(picture).getroot().tag.endswith("svg")  # noqa: S314  (is our own)
+        assert ET.parse(picture).getroot().tag.endswith("svg")
     assert gpu_report.draw(tmp_path, {**results, "rows": []}) == []
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["gpu.json", *names])
 

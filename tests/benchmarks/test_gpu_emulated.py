@@ -56,6 +56,8 @@ def judged(cases: list[Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("operation", SMALL)
 def test_kernels_pass_the_errors(operation: str) -> None:
+    if operation == "hstu_attention":  # refuses to sum the gradient of its table by atomics
+        torch.use_deterministic_algorithms(False)
     backward = directions(operation)[-1]
     case = small(operation, "float32", backward)
     assert case.backend(torch.device("cpu")) in ("triton", "cuda")
@@ -70,11 +72,11 @@ def test_every_cell_passes(cell: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(
-    "operation", ["recurrent", "attention", "decode_attention", "cross_entropy", "topk"]
-)
+@pytest.mark.parametrize("operation", SMALL)
 def test_types_of_16_bits_pass(operation: str, dtype: str) -> None:
-    (row,) = judged([small(operation, dtype, False)])
+    if operation == "hstu_attention":
+        torch.use_deterministic_algorithms(False)
+    (row,) = judged([small(operation, dtype, directions(operation)[-1])])
     assert row["verdict"] == "right", row
 
 
