@@ -19,6 +19,7 @@ pytest.importorskip("triton", reason="the Triton kernels run in its interpreter"
 from seqrec_fast.benchmarks import gpu, gpu_cases, gpu_rivals  # noqa: E402
 from seqrec_fast.models import device_engine  # noqa: E402
 from seqrec_fast.ops._backend import GPU_BACKENDS, unavailable  # noqa: E402
+from tests.benchmarks.gpu_bytes import counted  # noqa: E402
 from tests.benchmarks.gpu_small import (  # noqa: E402
     CELLS,
     SMALL,
@@ -78,6 +79,14 @@ def test_types_of_16_bits_pass(operation: str, dtype: str) -> None:
         torch.use_deterministic_algorithms(False)
     (row,) = judged([small(operation, dtype, directions(operation)[-1])])
     assert row["verdict"] == "right", row
+
+
+@pytest.mark.parametrize("operation", SMALL)
+def test_bytes_are_those_of_the_tensors_of_16_bits(operation: str) -> None:
+    for dtype in ("float16", "bfloat16"):
+        torch.use_deterministic_algorithms(False)
+        case = small(operation, dtype, directions(operation)[-1])
+        assert case.cost().bytes == counted(case), case.name
 
 
 @pytest.mark.parametrize("model", ["sasrec", "gru"])

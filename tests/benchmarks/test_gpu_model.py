@@ -10,7 +10,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from seqrec_fast.benchmarks import gpu_cases, gpu_model, shapes  # noqa: E402
@@ -18,56 +17,8 @@ from seqrec_fast.benchmarks.case import OURS, STANDARD  # noqa: E402
 from seqrec_fast.benchmarks.gpu_layouts import call  # noqa: E402
 from seqrec_fast.benchmarks.ragged import Ragged  # noqa: E402
 from seqrec_fast.ops.recurrent import recurrent_reference  # noqa: E402
+from tests.benchmarks.gpu_bytes import counted  # noqa: E402
 from tests.benchmarks.gpu_small import CELLS, SMALL, directions  # noqa: E402
-
-#: what multiplies the loss's own gradient into those that the forward pass has made
-SCALING = ("aten::mul_", "aten::_to_copy")
-
-
-class Counter(TorchDispatchMode):  # type: ignore[misc]
-    """Bytes of all tensors that the project's operators take and return, single numbers left out.
-
-    Of a table from which rows are gathered, the rows count.
-    """
-
-    def __init__(self, gathered: tuple[int, int]) -> None:
-        super().__init__()
-        self.bytes = 0
-        self._table, self._rows = gathered
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        found = function(*args, **(kwargs or {}))
-        name = function._schema.name
-        if name.startswith("seqrec_fast::") or name in SCALING:
-            returned = found if isinstance(found, tuple | list) else (found,)
-            gathers = "backward" not in name and name not in SCALING
-            self.bytes += sum(self._size(t, gathers) for t in args)
-            self.bytes += sum(self._size(t, False) for t in returned)
-        return found
-
-    def _size(self, tensor: Any, gathers: bool) -> int:
-        if not isinstance(tensor, torch.Tensor) or tensor.numel() <= 1:
-            return 0
-        if gathers and self._rows and tensor.ndim == 2 and len(tensor) == self._table:
-            return self._rows * tensor.shape[1] * tensor.element_size()
-        return tensor.numel() * tensor.element_size()
-
-
-def counted(case: gpu_cases.GpuCase) -> int:
-    """Bytes of a call of ours."""
-    gathered = (0, 0)
-    if case.operation == "embedding":
-        gathered = case.shape.items, case.shape.tokens
-    if case.operation == "sampled_cross_entropy":
-        gathered = case.shape.items, case.shape.tokens + case.shape.samples
-    run = call(case.build(torch.device("cpu"))[OURS], case.dtype, case.backward)
-    run()  # the gradient of the result is drawn in the first call
-    with Counter(gathered) as counter:
-        run()
-    return counter.bytes
-
 
 def shapes_of(operation: str) -> list[Any]:
     return list(CELLS.values()) if operation == "recurrent" else [SMALL[operation]]
