@@ -20,6 +20,7 @@ from seqrec_fast.ops.recurrent import recurrent_reference  # noqa: E402
 from tests.benchmarks.gpu_bytes import counted  # noqa: E402
 from tests.benchmarks.gpu_small import CELLS, SMALL, directions  # noqa: E402
 
+
 def shapes_of(operation: str) -> list[Any]:
     return list(CELLS.values()) if operation == "recurrent" else [SMALL[operation]]
 
