@@ -17,7 +17,7 @@ recorded is compared by calls, and ours too.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ __all__ = [
     "Answers",
     "Case",
     "Plan",
+    "ceilings_lines",
     "cells",
     "counted",
     "describe",
@@ -384,6 +385,17 @@ def counted(rows: Sequence[Row]) -> str:
         if verdict in verdicts
     ]
     return f"{len(rows)} cases: {', '.join(told)}"
+
+
+def ceilings_lines(ceilings: Mapping[str, Any]) -> list[str]:
+    """What the device reached, in words."""
+    lines = [f"copy: {ceilings['gigabytes']:.0f} GB/s"]
+    lines += [
+        f"product, {name}: {reached:.0f} GFLOP/s" for name, reached in ceilings["gflops"].items()
+    ]
+    lines += [f"under load, {name}: {value}" for name, value in ceilings["clocks"].items()]
+    lines += [f"not measured, {name}: {reason}" for name, reason in ceilings["missing"].items()]
+    return [f"ceilings: {line}" for line in lines]
 
 
 def cells(row: Row) -> list[str]:

@@ -94,7 +94,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Carries the command out and returns the exit code: 1 where an error was too great."""
+    """Carries the command out and returns the exit code: 1 where an error was too great.
+
+    ``bench gpu`` ends with 1 also where ours failed, or nothing could be judged.
+    """
     if args.what == "gpu":
         return _gpu(args)
     if args.dtype or args.errors:
@@ -203,8 +206,14 @@ def _gpu_cases(
     from seqrec_fast.benchmarks import gpu, gpu_report
 
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    reached: dict[str, Any] | None = None
+    if chosen:
+        say(f"comparing {len(chosen)} cases with float64; what is wrong is told", quiet=quiet)
     for row in gpu.measure(chosen, plan):
         judged = (row["operation"], row["case"]) not in found
+        if "ceilings" in row and row["ceilings"] != reached:
+            reached = row["ceilings"]
+            say("\n".join(gpu.ceilings_lines(reached)), quiet=quiet)
         found[row["operation"], row["case"]] = row
         results["rows"] = list(found.values())
         if out is not None:
@@ -224,7 +233,9 @@ def _gpu_cases(
         )
         say("\n".join(told), quiet=quiet or not told)
     say(gpu.counted(rows), quiet=quiet or not rows)
-    return sum(bool(row["red"]) for row in rows)
+    # a run in which nothing could be judged has shown nothing
+    nothing = bool(rows) and all(row["verdict"] != "right" for row in rows)
+    return sum(bool(row["red"]) for row in rows) + nothing
 
 
 def _gpu_indexes(args: Namespace, results: dict[str, Any], out: Path | None) -> int:

@@ -103,6 +103,9 @@ def test_one_operation_leaves_the_indexes_out(tmp_path: Path) -> None:
     assert written["machine"]["device"] == {"gpu": "a stub", "driver": "none"}
     assert written["rows"][0]["ceilings"]["clocks"] == {"sm_mhz": "1755"}
     assert "of product" in ran.out
+    assert "ceilings: copy: 1000 GB/s" in ran.out
+    assert "ceilings: product, bfloat16: 100000 GFLOP/s" in ran.out
+    assert "ceilings: under load, sm_mhz: 1755" in ran.out
     assert "1 cases: 1 right" in ran.out
 
 
@@ -151,6 +154,14 @@ def test_what_was_measured_stays_where_the_command_is_ended(
     assert [row["verdict"] for row in written["rows"]] == ["right"] * 3
     assert "contenders" in written["rows"][0]
     assert "contenders" not in written["rows"][-1]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_without_kernels_has_shown_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_cases.GpuCase, "lacks", lambda self, device: "no kernels: no nvcc")
+    ran = run("bench", "gpu", "--operation", "layer_norm")
+    assert ran.code == 1
+    assert "missing: no kernels: no nvcc" in ran.out
 
 
 @pytest.mark.usefixtures("tiny")
