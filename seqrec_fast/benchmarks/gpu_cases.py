@@ -15,7 +15,16 @@ import torch
 
 from seqrec_fast.benchmarks import gpu_model
 from seqrec_fast.benchmarks.case import OURS, STANDARD, why
-from seqrec_fast.benchmarks.gpu_layouts import DTYPES, TF32, Layout, call, compare, math_of, outputs
+from seqrec_fast.benchmarks.gpu_layouts import (
+    DTYPES,
+    TF32,
+    Layout,
+    call,
+    compare,
+    math_of,
+    outputs,
+    rounding,
+)
 from seqrec_fast.benchmarks.gpu_operations import JUDGE, OPERATIONS
 from seqrec_fast.ops._backend import choose_backend, unavailable
 
@@ -117,12 +126,10 @@ class GpuCase:
             except Exception as failure:
                 raise OursFailed from failure
         found: Errors = {}
-        unit = torch.finfo(self.dtype).eps
         for name, error in theirs.items():
             loose = 5.0 if name.startswith("d_") and self.dtype == torch.float32 else 2.0
             largest = float(truth[name].abs().max()) if truth[name].numel() else 0.0
-            # where torch is all but exact, a few units in the last place of the largest value
-            allowed = max(loose * error, 4 * unit * largest)
+            allowed = max(loose * error, rounding(self.dtype_name) * largest)
             found[name] = {"ours": ours[name], "torch": error, "allowed": allowed}
         return found
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "TF32", "Layout", "call", "compare", "math_of", "outputs"]
+__all__ = ["DTYPES", "TF32", "Layout", "call", "compare", "math_of", "outputs", "rounding"]
 
 #: float32 whose products may round their factors to ten bits
 TF32 = "tf32"
@@ -67,6 +67,18 @@ class Layout:
     judged: Callable[..., Any] | None = None
     replays: bool = True
     compared: bool = True
+
+
+def rounding(dtype_name: str) -> float:
+    """What is allowed where torch is all but exact, for a largest value of 1.
+
+    Four units in the last place of float32, one of the others: of tf32, which torch does not take
+    for every product, too.
+    """
+    if dtype_name == TF32:
+        return 2.0**-10
+    unit = float(torch.finfo(DTYPES[dtype_name]).eps)
+    return 4 * unit if dtype_name == "float32" else unit
 
 
 @contextmanager

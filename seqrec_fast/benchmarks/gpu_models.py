@@ -26,7 +26,7 @@ from seqrec_fast import native
 from seqrec_fast.benchmarks import shapes
 from seqrec_fast.benchmarks.case import OURS, STANDARD, why
 from seqrec_fast.benchmarks.gpu_cases import Calls, Errors, OursFailed
-from seqrec_fast.benchmarks.gpu_layouts import DTYPES, TF32, math_of
+from seqrec_fast.benchmarks.gpu_layouts import DTYPES, TF32, math_of, rounding
 from seqrec_fast.engine.encoders import build_encoder
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.models import ModelOptions, SequenceModel, build_model
@@ -134,10 +134,10 @@ class StepCase(_ModelCase):
             except Exception as failure:
                 raise OursFailed from failure
         found: Errors = {}
-        unit = torch.finfo(self._autocast or torch.float32).eps
         for name, truth in exact.items():
             error, mine = (_rms(one[name].double() - truth) for one in (theirs, ours))
-            allowed = max((5.0 if name != "loss" else 2.0) * error, 4 * unit * _rms(truth))
+            loose = 5.0 if name != "loss" else 2.0
+            allowed = max(loose * error, rounding(self.dtype_name) * _rms(truth))
             found[name] = {"ours": mine, "torch": error, "allowed": allowed}
         return found
 
@@ -245,11 +245,11 @@ class RecommendCase(_ModelCase):
             ours = self._engine(model, device).recommend(*self._request(batch, k))
         except Exception as failure:
             raise OursFailed from failure
-        unit, largest = torch.finfo(torch.float32).eps, float(best.abs().max())
+        largest = float(best.abs().max())
         found: Errors = {}
         for name in ("scores", "chosen"):
             mine, error = (_distance(name, given, exact, best) for given in (ours, plain))
-            allowed = max(2.0 * error, 4 * unit * largest)
+            allowed = max(2.0 * error, rounding(self.dtype_name) * largest)
             found[name] = {"ours": mine, "torch": error, "allowed": allowed}
         return found
 

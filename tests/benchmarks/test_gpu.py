@@ -243,6 +243,20 @@ def test_what_is_wrong_is_red_and_gets_no_times(
     assert gpu.cells(row)[-1] == "wrong"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_one_wrong_element_is_seen_in_16_bits(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though all others are rounded by nearly as much."""
+    monkeypatch.setattr(ops, "layer_norm", _one_element(ops.layer_norm))
+    (row,) = final([small("layer_norm", dtype)])
+    assert row["verdict"] == "wrong", row
+
+
+def test_where_torch_is_exact_a_rounding_is_allowed() -> None:
+    assert gpu_layouts.rounding("float32") == 4 * 2.0**-23
+    assert gpu_layouts.rounding("tf32") == gpu_layouts.rounding("float16") == 2.0**-10
+    assert gpu_layouts.rounding("bfloat16") == 2.0**-7
+
+
 @pytest.mark.parametrize("operation", ["train_step", "recommend"])
 def test_wrong_models_are_red(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_engine, "open_device", lambda name: torch.device("cpu"))
