@@ -14,7 +14,7 @@ from typing import Any
 from seqrec_fast.benchmarks.case import OURS
 from seqrec_fast.errors import InputError
 
-__all__ = ["check_plots", "draw", "write"]
+__all__ = ["check_plots", "draw", "earlier", "merged", "write"]
 
 Row = dict[str, Any]
 _COLOURS = {
@@ -24,6 +24,42 @@ _COLOURS = {
     "bfloat16": "#D55E00",
 }
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "8", "*")
+
+
+#: what has to be the same for rows of an earlier run to stand beside new ones
+_SAME = ("gpu", "driver", "capability", "torch", "cuda", "cudnn", "triton")
+
+
+def earlier(folder: Path, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Results that a folder has of the same GPU, driver and versions; empty where it has none.
+
+    Args:
+        folder: where :func:`write` wrote.
+        machine: what is measured on now.
+    """
+    path = folder / "gpu.json"
+    if not path.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        before = found["machine"]
+        same = before["versions"] == machine["versions"] and all(
+            before["device"].get(name) == machine["device"].get(name) for name in _SAME
+        )
+        {(row["operation"], row["case"]) for row in found["rows"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"--out: {path} is not a file of results ({error!r}); move it away or choose another "
+            "folder"
+        ) from None
+    return found if same else {}
+
+
+def merged(before: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results with earlier rows of other cases, and earlier indexes where there are no new ones."""
+    rows = {(row["operation"], row["case"]): row for row in before.get("rows", [])}
+    rows |= {(row["operation"], row["case"]): row for row in results["rows"]}
+    return {**before, **results, "rows": list(rows.values())}
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> Path:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,14 +186,23 @@ def _gpu_run(chosen: list[Any], args: Namespace) -> int:
     for name, value in machine["device"].items():
         say(f"  {name}: {value}", quiet=quiet)
     results: dict[str, Any] = {"machine": machine, "complete": False, "rows": []}
-    red = _gpu_cases(chosen, plan, results, out, quiet=quiet)
+    before = {} if out is None else gpu_report.earlier(out, machine)
+
+    def keep() -> None:
+        if out is not None:
+            gpu_report.write(out, gpu_report.merged(before, results))
+
+    keep()  # a folder that cannot be written is found out before
+    red = _gpu_cases(chosen, plan, results, keep, quiet=quiet)
     everything = not args.operation and not args.match and not args.dtype
     if not args.errors and (everything or _INDEXES in (args.operation or ())):
-        red += _gpu_indexes(args, results, out)
+        red += _gpu_indexes(args, results, keep)
     results["complete"] = True
+    keep()
     if out is not None:
-        written = [gpu_report.write(out, results)]
-        for path in [*written, *(gpu_report.draw(out, results) if args.plot else [])]:
+        everything_known = gpu_report.merged(before, results)
+        pictures = gpu_report.draw(out, everything_known) if args.plot else []
+        for path in [out / "gpu.json", *pictures]:
             say(f"wrote {path}", quiet=quiet)
     if quiet:
         print_json(results)
@@ -200,10 +210,15 @@ def _gpu_run(chosen: list[Any], args: Namespace) -> int:
 
 
 def _gpu_cases(
-    chosen: list[Any], plan: Any, results: dict[str, Any], out: Path | None, *, quiet: bool
+    chosen: list[Any],
+    plan: Any,
+    results: dict[str, Any],
+    keep: Callable[[], None],
+    *,
+    quiet: bool,
 ) -> int:
     """Judges and times the cases; the file of results is renewed after each."""
-    from seqrec_fast.benchmarks import gpu, gpu_report
+    from seqrec_fast.benchmarks import gpu
 
     found: dict[tuple[str, str], dict[str, Any]] = {}
     reached: dict[str, Any] | None = None
@@ -216,8 +231,9 @@ def _gpu_cases(
             say("\n".join(gpu.ceilings_lines(reached)), quiet=quiet)
         found[row["operation"], row["case"]] = row
         results["rows"] = list(found.values())
-        if out is not None:
-            gpu_report.write(out, results)
+        keep()
+        if judged and len(found) % 50 == 0:
+            say(f"{len(found)} of {len(chosen)}", quiet=quiet)
         if not judged or row["verdict"] != "right":
             say("  ".join(gpu.cells(row)), quiet=quiet)
         if judged and len(found) == len(chosen):
@@ -238,8 +254,8 @@ def _gpu_cases(
     return sum(bool(row["red"]) for row in rows) + nothing
 
 
-def _gpu_indexes(args: Namespace, results: dict[str, Any], out: Path | None) -> int:
-    from seqrec_fast.benchmarks import gpu_indexes, gpu_report, gpu_workers
+def _gpu_indexes(args: Namespace, results: dict[str, Any], keep: Callable[[], None]) -> int:
+    from seqrec_fast.benchmarks import gpu_indexes, gpu_workers
     from seqrec_fast.errors import DeviceError
 
     quiet: bool = args.json
@@ -260,8 +276,7 @@ def _gpu_indexes(args: Namespace, results: dict[str, Any], out: Path | None) -> 
     )
     for row in measured:
         rows.append(row)
-        if out is not None:
-            gpu_report.write(out, results)
+        keep()
     shown = [gpu_indexes.cells(row) for row in rows]
     say("\n" + table(gpu_indexes.HEADER, shown, left=(0, 1)), quiet=quiet)
     for line in {f"{row['kind']}: {row['missing']}": 0 for row in rows if "missing" in row}:

@@ -165,6 +165,38 @@ def test_a_run_without_kernels_has_shown_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("tiny")
+def test_cases_that_are_not_measured_again_keep_their_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measured(operation: str) -> list[str]:
+        monkeypatch.setattr(gpu_cases, "cases", lambda *given: [small(operation)])
+        ran = run("bench", "gpu", "--operation", operation, "--budget", "0.01", "--out", tmp_path)
+        assert ran.code == 0, ran.err
+        assert "1 cases: 1 right" in ran.out
+        written = json.loads((tmp_path / "gpu.json").read_text())
+        assert all("contenders" in row for row in written["rows"])
+        return [row["operation"] for row in written["rows"]]
+
+    assert measured("layer_norm") == ["layer_norm"]
+    assert measured("dropout") == ["layer_norm", "dropout"]
+    assert measured("layer_norm") == ["layer_norm", "dropout"]
+    monkeypatch.setattr(StubDevice, "facts", lambda self: {"gpu": "another"})
+    assert measured("dropout") == ["dropout"]
+    (tmp_path / "gpu.json").write_text('{"rows": 3}')
+    ran = run("bench", "gpu", "--operation", "dropout", "--out", tmp_path)
+    assert ran.code == 2
+    assert "is not a file of results" in ran.err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_folder_that_cannot_be_written_is_found_out_before(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    ran = run("bench", "gpu", "--operation", "dropout", "--out", tmp_path / "out")
+    assert ran.code != 0
+    assert "comparing" not in ran.out
+
+
+@pytest.mark.usefixtures("tiny")
 def test_errors_alone_take_no_times(tmp_path: Path) -> None:
     ran = run("bench", "gpu", "--operation", "layer_norm", "--errors", "--out", tmp_path)
     assert ran.code == 0, ran.err
