@@ -222,19 +222,81 @@ def _judge(case: Case, device: Device) -> Row:
     return row
 
 
-@dataclass
 class _Contender:
     """A call, its work as it can be replayed, and its times in seconds a call."""
 
-    run: Callable[[], Any]
-    replay: Callable[[], Any]
-    at_once: int
-    replay_one: Callable[[], Any]
-    recorded: bool
-    many: int = 1
-    warm: list[float] = field(default_factory=list)
-    cold: list[float] = field(default_factory=list)
-    called: list[float] = field(default_factory=list)
+    def __init__(self, run: Callable[[], Any], device: Device) -> None:
+        self.run = self.replay = self.replay_one = run
+        self.at_once = 1
+        self.many = _enough(device.seconds(run, 1))
+        self.recorded = False
+        self.warm: list[float] = []
+        self.cold: list[float] = []
+        self.called: list[float] = []
+
+    def record(self, device: Device) -> None:
+        """Records the work; as it was where that raises."""
+        single = device.recorded(self.run, 1)
+        at_once = _AT_ONCE if device.seconds(single, 1) < _SHORT else 1
+        several = device.recorded(self.run, at_once) if at_once > 1 else single
+        self.replay, self.replay_one, self.at_once = several, single, at_once
+        self.many = _enough(device.seconds(several, 1))
+        self.recorded = True
+
+    def sample_calls(self, device: Device) -> float:
+        """One sample of calls from Python; returns the seconds that it took."""
+        few = min(self.many, 10)
+        whole = device.seconds(self.run, few)
+        self.called.append(whole / few)
+        return whole
+
+    def sample(self, device: Device) -> float:
+        """One sample with the cache emptied and one with it warm."""
+        device.flush()
+        self.cold.append(device.seconds(self.replay_one, 1))
+        self.replay()
+        whole = device.seconds(self.replay, self.many)
+        self.warm.append(whole / self.many / self.at_once)
+        return whole + self.cold[-1]
+
+    def facts(self) -> Row:
+        """The medians."""
+        kinds = (("warm_ms", self.warm), ("cold_ms", self.cold), ("called_ms", self.called))
+        medians = {name: statistics.median(times) * 1e3 for name, times in kinds}
+        return {**medians, "samples": len(self.warm), "recorded": self.recorded}
+
+
+def _enough(seconds: float) -> int:
+    """How many calls of this length make a sample."""
+    return max(1, min(1000, int(SAMPLE_SECONDS / max(seconds, 1e-9))))
+
+
+class _Field:
+    """The contenders of a case; a rival that raises leaves it, ours ends the case."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.left: dict[str, _Contender] = {}
+        self._calls = calls
+
+    def attempt(self, name: str, what: Callable[[], Any]) -> Any:
+        """What it returns; None where a rival raised."""
+        try:
+            return what()
+        except Exception as error:
+            if name == OURS:
+                raise
+            self._calls.missing[name] = why(error)
+            self.left.pop(name, None)
+            return None
+
+    def in_turn(self, sample: Callable[[_Contender], float], budget: float) -> None:
+        """A sample of each in every round."""
+        spent = 0.0
+        for number in range(MOST_SAMPLES):
+            if number >= LEAST_SAMPLES and spent >= budget:
+                break
+            for name, contender in list(self.left.items()):
+                spent += self.attempt(name, partial(sample, contender)) or 0.0
 
 
 def _times(
@@ -246,46 +308,30 @@ def _times(
     without: Sequence[str],
 ) -> Row:
     calls = case.calls(device.device, row["errors"], without)
-    contenders: dict[str, _Contender] = {}
-    notes: dict[str, str] = {}
+    those = _Field(calls)
     extra: dict[str, int] = {}
-
-    def leave_out(name: str, error: Exception) -> None:
-        if name == OURS:
-            raise error
-        calls.missing[name] = why(error)
-        contenders.pop(name, None)
-
     for name, run in calls.run.items():
-        try:
-            extra[name] = device.extra_bytes(run)
-            contenders[name], note = _recorded(run, device, name not in calls.whole)
-        except Exception as error:
-            leave_out(name, error)
+        made = those.attempt(name, partial(_Contender, run, device))
+        if made is not None:
+            those.left[name] = made
+            extra[name] = those.attempt(name, partial(device.extra_bytes, run))
+    # graphs keep their memory: what is called, and needs as much, is called before
+    those.in_turn(lambda one: one.sample_calls(device), budget / 2)
+    notes: dict[str, str] = {}
+    for name, contender in those.left.items():
+        if name in calls.whole:
+            notes[name] = "waits for the device"
             continue
-        if note is not None:
-            notes[name] = note
-    if calls.repeats and contenders[OURS].recorded and not _replays(contenders[OURS], row):
+        try:
+            contender.record(device)
+        except Exception as error:
+            notes[name] = why(error)
+    mine = those.left[OURS]
+    if calls.repeats and mine.recorded and not _replays(mine, row):
         return {"verdict": "wrong", "red": True, "reason": "its CUDA graph gives other results"}
-    spent = 0.0
-    for number in range(MOST_SAMPLES):
-        if number >= LEAST_SAMPLES and spent >= budget:
-            break
-        for name in list(contenders):
-            try:
-                spent += _sample(contenders[name], device)
-            except Exception as error:
-                leave_out(name, error)
+    those.in_turn(lambda one: one.sample(device), budget / 2)
     medians = {
-        name: {
-            "warm_ms": statistics.median(one.warm) * 1e3,
-            "cold_ms": statistics.median(one.cold) * 1e3,
-            "called_ms": statistics.median(one.called) * 1e3,
-            "samples": len(one.warm),
-            "recorded": one.recorded,
-            "extra_bytes": extra[name],
-        }
-        for name, one in contenders.items()
+        name: {**one.facts(), "extra_bytes": extra[name]} for name, one in those.left.items()
     }
     found: Row = {"contenders": medians, "missing": calls.missing, "not_recorded": notes}
     called = medians[OURS]["called_ms"] / 1e3
@@ -340,41 +386,6 @@ def _ratio(mine: Row, other: Row) -> tuple[float, str]:
     """How many times as fast ours is, and by which time: recorded where both are, else called."""
     kind = "warm_ms" if mine["recorded"] and other["recorded"] else "called_ms"
     return other[kind] / mine[kind], kind
-
-
-def _recorded(
-    run: Callable[[], Any], device: Device, wanted: bool
-) -> tuple[_Contender, str | None]:
-    """A contender whose work is recorded where that is wanted and possible; else the reason."""
-    one = device.seconds(run, 1)
-    plain = _Contender(run, run, 1, run, recorded=False)
-    plain.many = max(1, min(1000, int(SAMPLE_SECONDS / max(one, 1e-9))))
-    if not wanted:
-        return plain, "waits for the device"
-    try:
-        single = device.recorded(run, 1)
-        short = device.seconds(single, 1)
-        at_once = _AT_ONCE if short < _SHORT else 1
-        several = device.recorded(run, at_once) if at_once > 1 else single
-    except Exception as error:
-        return plain, why(error)
-    found = _Contender(run, several, at_once, single, recorded=True)
-    each = max(device.seconds(several, 1), 1e-9)
-    found.many = max(1, min(1000, int(SAMPLE_SECONDS / each)))
-    return found, None
-
-
-def _sample(one: _Contender, device: Device) -> float:
-    """One sample of every kind; returns the seconds that it took."""
-    device.flush()
-    one.cold.append(device.seconds(one.replay_one, 1))
-    one.replay()
-    whole = device.seconds(one.replay, one.many)
-    one.warm.append(whole / one.many / one.at_once)
-    few = min(one.many, 10)
-    called = device.seconds(one.run, few)
-    one.called.append(called / few)
-    return whole + called + one.cold[-1]
 
 
 # ------------------------------------------------------------------------------------ report

@@ -389,7 +389,7 @@ def test_a_rival_that_fails_in_the_end_does_not_take_ours_with_it() -> None:
             return super().extra_bytes(run)
 
     class Late(StubDevice):
-        """Ends the second contender in its third sample."""
+        """Ends the second contender in its third sample with the cache emptied."""
 
         flushes = 0
 
