@@ -1,57 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``bench gpu`` runs: ours and the others for each operation, each in the layout it likes.
+"""A case of ``bench gpu``: one operation, shape, type and direction, judged and then timed.
 
-A layout is a function of named tensors, and how its results and gradients are brought into the
-layout of the judge. ``torch`` is the standard: cuDNN's recurrent layers, scaled dot-product
-attention of the padded batch, and plain functions; it is the judge too, in float64.
+:mod:`~seqrec_fast.benchmarks.gpu_operations` says how each operation is computed by ours and by the
+others. Cases hold no tensors, so that they can be handed to another process.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from seqrec_fast import ops
-from seqrec_fast.benchmarks import shapes
-from seqrec_fast.benchmarks.case import OURS, STANDARD
-from seqrec_fast.benchmarks.ragged import Ragged
-from seqrec_fast.ops.hstu_attention import hstu_attention_reference
+from seqrec_fast.benchmarks import gpu_model
+from seqrec_fast.benchmarks.case import OURS, STANDARD, why
+from seqrec_fast.benchmarks.gpu_layouts import (
+    DTYPES,
+    TF32,
+    Layout,
+    call,
+    compare,
+    math_of,
+    outputs,
+    rounding,
+)
+from seqrec_fast.benchmarks.gpu_operations import JUDGE, OPERATIONS
+from seqrec_fast.ops._backend import choose_backend, unavailable
 
-__all__ = ["DTYPES", "GpuCase", "Layout", "cases"]
+__all__ = ["Calls", "GpuCase", "cases", "operations"]
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def _same(name: str, value: Tensor) -> Tensor:
-    return value
+Errors = dict[str, dict[str, float]]
 
 
-def _like(value: Tensor, result: Tensor) -> Tensor:
-    return value
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way of computing a case.
+@dataclass
+class Calls:
+    """What is timed of a case.
 
     Attributes:
-        function: takes the values of ``inputs`` in their order, returns one tensor.
-        inputs: floating ones get gradients; they are converted to the type of the case.
-        back: name and tensor (``y`` or an input's gradient) -> in the layout of the judge.
-        forth: gradient of the result in the layout of the judge -> in that of the result.
+        run: by name of the contender.
+        missing: contender -> why it is left out.
+        whole: names of those whose work cannot be recorded into a CUDA graph.
+        repeats: whether every call of ours returns the same tensors, in the order of the errors.
     """
 
-    function: Callable[..., Tensor]
-    inputs: dict[str, Tensor]
-    back: Callable[[str, Tensor], Tensor] = _same
-    forth: Callable[[Tensor, Tensor], Tensor] = _like
+    run: dict[str, Callable[[], Any]]
+    missing: dict[str, str]
+    whole: frozenset[str] = frozenset()
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,18 +55,16 @@ class GpuCase:
     """One row of the table of figures.
 
     Attributes:
-        operation: its name.
+        operation: a key of ``gpu_operations.OPERATIONS``.
         shape: of :mod:`seqrec_fast.benchmarks.shapes`.
-        dtype_name: a key of :data:`DTYPES`.
+        dtype_name: a key of ``gpu_layouts.DTYPES``.
         backward: whether gradients are computed too.
-        make: device -> layouts by name, :data:`OURS` and :data:`STANDARD` among them.
     """
 
     operation: str
     shape: Any
     dtype_name: str
     backward: bool
-    make: Callable[[torch.device], dict[str, Layout]]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,7 +78,7 @@ class GpuCase:
 
     def build(self, device: torch.device) -> dict[str, Layout]:
         """The layouts, their inputs on the device."""
-        return self.make(device)
+        return OPERATIONS[self.operation].make(self.shape, device)
 
     def facts(self) -> dict[str, Any]:
         """What is known before measuring, as plain values."""
@@ -96,254 +90,113 @@ class GpuCase:
             "backward": self.backward,
         }
 
+    def backend(self, device: torch.device) -> str:
+        """What computes ours on the device: a kind of kernels, or ``"reference"``."""
+        return choose_backend(OPERATIONS[self.operation].kernel, device, self.dtype)
 
-def cases(operations: tuple[str, ...] = (), match: str = "") -> list[GpuCase]:
-    """All cases of these operations (of all where none is named) with this text in the name."""
-    found = []
-    for operation, (registry, make, trains) in _OPERATIONS.items():
-        if operations and operation not in operations:
-            continue
-        for shape in registry:
-            for dtype in DTYPES:
-                for backward in (False, True) if trains else (False,):
-                    made = functools.partial(make, shape)
-                    found.append(GpuCase(operation, shape, dtype, backward, made))
+    def lacks(self, device: torch.device) -> str | None:
+        """Why ours has no kernels on this GPU and would be plain torch; None where it has."""
+        if device.type != "cuda":
+            return None
+        reason = unavailable(OPERATIONS[self.operation].kernel)
+        if reason is None and self.backend(device) == "reference":
+            reason = "SEQREC_FAST_BACKEND chooses plain torch"
+        return None if reason is None else f"no kernels: {reason}"
+
+    def cost(self) -> gpu_model.Work:
+        """What it costs at least."""
+        return gpu_model.work(self.operation, self.shape, self.dtype_name, self.backward)
+
+    def errors(self, device: torch.device) -> Errors:
+        """By output: our error and torch's against float64, and how much ours may err.
+
+        Raises:
+            Exception: what torch raised, in this type or in float64, such as for want of memory.
+            OursFailed: ours raised.
+        """
+        layouts = self.build(device)
+        with math_of(self.dtype_name):
+            judge = layouts.get(JUDGE, layouts[STANDARD])
+            truth = outputs(judge, torch.float64, self.backward, judged=True)
+            theirs = compare(
+                outputs(layouts[STANDARD], self.dtype, self.backward, judged=True), truth
+            )
+            try:
+                ours = compare(outputs(layouts[OURS], self.dtype, self.backward), truth)
+            except Exception as failure:
+                raise OursFailed from failure
+        found: Errors = {}
+        for name, error in theirs.items():
+            loose = 5.0 if name.startswith("d_") and self.dtype == torch.float32 else 2.0
+            largest = float(truth[name].abs().max()) if truth[name].numel() else 0.0
+            allowed = max(loose * error, rounding(self.dtype_name) * largest)
+            found[name] = {"ours": ours[name], "torch": error, "allowed": allowed}
+        return found
+
+    def calls(self, device: torch.device, errors: Errors, without: Sequence[str]) -> Calls:
+        """The calls of all contenders, each warmed up; what computes something else is left out.
+
+        Args:
+            device: where.
+            errors: from :meth:`errors`.
+            without: beginnings of names of rivals that are not wanted.
+        """
+        found = Calls({}, {}, repeats=True)
+        layouts = self.build(device)
+        layouts.pop(JUDGE, None)
+        standard: dict[str, Any] | None = None
+        for name, layout in layouts.items():
+            if name != OURS and any(name.startswith(word) for word in without):
+                found.missing[name] = "not wanted"
+                continue
+            try:
+                if name not in (OURS, STANDARD) and layout.compared:
+                    if standard is None:
+                        standard = outputs(layouts[STANDARD], self.dtype, False)
+                    difference = compare(outputs(layout, self.dtype, False), standard)
+                    if any(d > 10 * errors[n]["allowed"] for n, d in difference.items()):
+                        worst = max(difference.values())
+                        found.missing[name] = f"computes something else, {worst:.1e} from torch"
+                        continue
+                run = call(layout, self.dtype, self.backward)
+                for _ in range(3):
+                    run()
+            except Exception as error:
+                if name == OURS:
+                    raise
+                found.missing[name] = why(error)
+                continue
+            found.run[name] = run
+        found.whole = frozenset(name for name, layout in layouts.items() if not layout.replays)
+        return found
+
+
+class OursFailed(Exception):
+    """Ours raised; the reason is its cause."""
+
+
+def cases(
+    operations: Sequence[str] = (), match: str = "", dtypes: Sequence[str] = ()
+) -> list[GpuCase]:
+    """All cases of these operations and types (of all where none is named).
+
+    Args:
+        operations: keys of ``gpu_operations.OPERATIONS``.
+        match: text that the name of a case has to have in it.
+        dtypes: keys of ``gpu_layouts.DTYPES``.
+    """
+    found = [
+        GpuCase(name, shape, dtype, backward)
+        for name, operation in OPERATIONS.items()
+        if not operations or name in operations
+        for shape in operation.shapes
+        for dtype in DTYPES
+        if (not dtypes or dtype in dtypes) and (operation.products or dtype != TF32)
+        for backward in ((False, True) if operation.trains else (False,))
+    ]
     return [case for case in found if match in case.name]
-
-
-# ------------------------------------------------------------------------------ operations
-
-
-def _draw(device: torch.device, scale: float = 1.0) -> Callable[..., Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    # numbers that all types hold exactly, so that each computes with the same ones
-    return lambda *size: (
-        (scale * torch.randn(*size, generator=generator)).to(torch.bfloat16).float().to(device)
-    )
-
-
-def _padded(
-    ragged: Ragged,
-    device: torch.device,
-    jagged: dict[str, Tensor],
-    function: Callable[..., Tensor],
-    shared: dict[str, Tensor] | None = None,
-) -> Layout:
-    """The layout ``[rows, time, ...]`` of the jagged inputs; the shared ones stay as they are."""
-    present = ragged.present.to(device)
-
-    def pad(values: Tensor) -> Tensor:
-        full = values.new_zeros(*present.shape, *values.shape[1:])
-        full[present] = values
-        return full
-
-    inputs = {name: pad(value) for name, value in jagged.items()} | (shared or {})
-    return Layout(
-        function,
-        inputs,
-        lambda name, value: value[present] if name == "y" or name in jagged else value,
-        lambda value, result: pad(value),
-    )
-
-
-def _recurrent(shape: shapes.RecurrentShape, device: torch.device) -> dict[str, Layout]:
-    ragged, draw = Ragged(shape.lengths, shape.rows, shape.time), _draw(device, 0.2)
-    gates = {"rnn": 1, "gru": 3, "lstm": 4}[shape.cell]
-    x = _draw(device)(ragged.tokens, shape.inputs)
-    weights = {
-        "weight_ih": draw(gates * shape.hidden, shape.inputs),
-        "weight_hh": draw(gates * shape.hidden, shape.hidden),
-        "bias_ih": draw(gates * shape.hidden),
-        "bias_hh": draw(gates * shape.hidden),
-    }
-    offsets = ragged.offsets.to(device)
-    call: Any = {"rnn": torch.rnn_tanh, "gru": torch.gru, "lstm": torch.lstm}[shape.cell]
-
-    def ours(x: Tensor, *weights: Tensor) -> Tensor:
-        return ops.recurrent(shape.cell, x, offsets, *weights)[0]
-
-    def cudnn(x: Tensor, *weights: Tensor) -> Tensor:
-        zero = x.new_zeros(1, x.shape[0], shape.hidden)
-        state = (zero, zero) if shape.cell == "lstm" else zero
-        out: Tensor = call(x, state, list(weights), True, 1, 0.0, True, False, True)[0]
-        return out
-
-    return {
-        OURS: Layout(ours, {"x": x, **weights}),
-        STANDARD: _padded(ragged, device, {"x": x}, cudnn, weights),
-    }
-
-
-def _attention(shape: shapes.AttentionShape, device: torch.device) -> dict[str, Layout]:
-    ragged, draw = Ragged(shape.lengths, shape.rows, shape.time), _draw(device)
-    inputs = {name: draw(ragged.tokens, shape.heads, shape.width) for name in "qkv"}
-    offsets = ragged.offsets.to(device)
-
-    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return out.transpose(1, 2)
-
-    found = {
-        OURS: Layout(lambda q, k, v: ops.attention(q, k, v, offsets), inputs),
-        STANDARD: _padded(ragged, device, inputs, sdpa),
-    }
-    starts = offsets.to(torch.int32)
-    try:
-        varlen = import_module("torch.nn.attention.varlen").varlen_attn
-    except (ImportError, AttributeError):
-        return found
-
-    def torch_varlen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        edges = (starts, starts, shape.time, shape.time)
-        try:
-            out: Tensor = varlen(q, k, v, *edges, is_causal=True)
-        except TypeError:  # later versions say it as a window
-            out = varlen(q, k, v, *edges, window_size=(-1, 0))
-        return out
-
-    return found | {"torch varlen": Layout(torch_varlen, inputs)}
-
-
-def _hstu_attention(shape: shapes.AttentionShape, device: torch.device) -> dict[str, Layout]:
-    ragged, draw = Ragged(shape.lengths, shape.rows, shape.time), _draw(device)
-    inputs = {name: draw(ragged.tokens, shape.heads, shape.width) for name in "qkv"}
-    offsets = ragged.offsets.to(device)
-    scale = shape.width**-0.5
-
-    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ops.hstu_attention(q, k, v, offsets, normaliser=float(shape.time), scale=scale)
-
-    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return hstu_attention_reference(q, k, v, offsets, normaliser=float(shape.time), scale=scale)
-
-    return {OURS: Layout(ours, inputs), STANDARD: Layout(plain, inputs)}
-
-
-def _decode_attention(
-    shape: shapes.DecodeAttentionShape, device: torch.device
-) -> dict[str, Layout]:
-    draw = _draw(device)
-    model = (shape.heads, shape.width)
-    inputs = {"q": draw(shape.rows, *model)} | {
-        name: draw(shape.rows * shape.cached, *model) for name in ("keys", "values")
-    }
-    offsets = torch.arange(shape.rows + 1, device=device) * shape.cached
-
-    def sdpa(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        k, v = (t.view(shape.rows, shape.cached, *model).transpose(1, 2) for t in (keys, values))
-        return functional.scaled_dot_product_attention(q[:, :, None], k, v)[:, :, 0]
-
-    return {
-        OURS: Layout(lambda q, k, v: ops.decode_attention(q, k, v, offsets), inputs),
-        STANDARD: Layout(sdpa, inputs),
-    }
-
-
-def _cross_entropy(shape: shapes.CrossEntropyShape, device: torch.device) -> dict[str, Layout]:
-    draw = _draw(device)
-    generator = torch.Generator().manual_seed(1)
-    inputs = {"hidden": draw(shape.tokens, shape.dim), "weight": draw(shape.items, shape.dim)}
-    targets = torch.randint(shape.items, (shape.tokens,), generator=generator).to(device)
-    found = {
-        OURS: Layout(lambda h, w: ops.linear_cross_entropy(h, w, targets), inputs),
-        STANDARD: Layout(lambda h, w: functional.cross_entropy(h @ w.T, targets), inputs),
-    }
-    fused: Any = getattr(functional, "linear_cross_entropy", None)
-    if fused is not None:
-        found["torch fused"] = Layout(lambda h, w: fused(h, w, targets), inputs)
-    return found
-
-
-def _layer_norm(shape: shapes.LayerNormShape, device: torch.device) -> dict[str, Layout]:
-    draw = _draw(device)
-    inputs = {
-        "x": draw(shape.tokens, shape.dim),
-        "weight": draw(shape.dim),
-        "bias": draw(shape.dim),
-    }
-    return {
-        OURS: Layout(ops.layer_norm, inputs),
-        STANDARD: Layout(lambda x, w, b: functional.layer_norm(x, (shape.dim,), w, b), inputs),
-    }
-
-
-def _feed_forward(shape: shapes.FeedForwardShape, device: torch.device) -> dict[str, Layout]:
-    draw = _draw(device, 0.2)
-    inputs = {
-        "x": _draw(device)(shape.tokens, shape.dim),
-        "up_weight": draw(shape.inner, shape.dim),
-        "up_bias": draw(shape.inner),
-        "down_weight": draw(shape.dim, shape.inner),
-        "down_bias": draw(shape.dim),
-    }
-
-    def plain(x: Tensor, u: Tensor, a: Tensor, d: Tensor, b: Tensor) -> Tensor:
-        inner = functional.gelu(functional.linear(x, u, a), approximate="tanh")
-        return functional.linear(inner, d, b)
-
-    return {OURS: Layout(ops.feed_forward, inputs), STANDARD: Layout(plain, inputs)}
-
-
-def _embedding(shape: shapes.EmbeddingShape, device: torch.device) -> dict[str, Layout]:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(shape.items, (shape.tokens,), generator=generator).to(device)
-    inputs = {"weight": _draw(device)(shape.items, shape.dim)}
-    return {
-        OURS: Layout(lambda w: ops.embedding(w, ids), inputs),
-        STANDARD: Layout(lambda w: functional.embedding(ids, w), inputs),
-    }
-
-
-def _topk(shape: shapes.TopkShape, device: torch.device) -> dict[str, Layout]:
-    draw = _draw(device)
-    queries, items = draw(shape.queries, shape.dim), draw(shape.items, shape.dim)
-    inputs = {"queries": queries, "items": items}
-
-    def plain(q: Tensor, items: Tensor) -> Tensor:
-        return (q @ items.T).topk(shape.k).values
-
-    found = {
-        OURS: Layout(lambda q, i: ops.score_topk(q, i, k=shape.k)[0], inputs),
-        STANDARD: Layout(plain, inputs),
-    }
-    if device.type == "cuda":
-        found["faiss"] = _faiss(shape, queries, items)
-    return found
-
-
-def _faiss(shape: shapes.TopkShape, queries: Tensor, items: Tensor) -> Layout:
-    """Faiss' flat index on the GPU; queries and results stay in torch tensors there."""
-
-    @functools.cache
-    def index() -> Any:
-        faiss: Any = import_module("faiss")
-        import_module("faiss.contrib.torch_utils")
-        made = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), shape.dim)
-        made.add(items.float().contiguous())
-        return made
-
-    def search(q: Tensor) -> Tensor:
-        found: Tensor = index().search(q.float(), shape.k)[0]
-        return found
-
-    return Layout(search, {"queries": queries})
-
-
-_Make = Callable[[Any, torch.device], dict[str, Layout]]
-_OPERATIONS: dict[str, tuple[tuple[Any, ...], _Make, bool]] = {
-    "recurrent": (shapes.RECURRENT, _recurrent, True),
-    "attention": (shapes.ATTENTION, _attention, True),
-    "hstu_attention": (shapes.HSTU_ATTENTION, _hstu_attention, True),
-    "decode_attention": (shapes.DECODE_ATTENTION, _decode_attention, False),
-    "cross_entropy": (shapes.CROSS_ENTROPY, _cross_entropy, True),
-    "layer_norm": (shapes.LAYER_NORM, _layer_norm, True),
-    "feed_forward": (shapes.FEED_FORWARD, _feed_forward, True),
-    "embedding": (shapes.EMBEDDING, _embedding, True),
-    "topk": (shapes.TOPK, _topk, False),
-}
 
 
 def operations() -> Iterator[str]:
     """Names of what is measured."""
-    yield from _OPERATIONS
+    yield from OPERATIONS

@@ -7,12 +7,15 @@ measured by itself, so that one catalogue at a time lies in memory.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from seqrec_fast.benchmarks.case import why
+from seqrec_fast.benchmarks.gpu_workers import Lost, here
 from seqrec_fast.errors import DeviceError
 from seqrec_fast.retrieval import build, faiss_library
 from seqrec_fast.retrieval.index import Float, Index
@@ -59,6 +62,7 @@ def measure(
     threads: int | None = None,
     seconds: float = 3.0,
     say: Callable[[str], object] = lambda line: None,
+    answers: Callable[[Any, Any], Iterator[Any]] = here,
 ) -> Iterator[dict[str, Any]]:
     """One row a size and kind.
 
@@ -69,40 +73,74 @@ def measure(
         threads: cores for the kinds on the CPU; ``None`` takes those of the library.
         seconds: timed calls of one kind and batch.
         say: told what is being built.
+        answers: in this process, or in others (``gpu_workers.children``).
 
     Returns:
         Plain values: ``items, dim, k, kind``, and ``missing`` (why it cannot run) or ``recall``,
         ``red``, ``build_seconds``, ``by_kernel`` (share of the queries which the native kernel
-        answered) and ``median_ms`` by number of queries; none where the recall is too small.
+        answered) and ``median_ms`` by number of queries; none where the recall is too small. What
+        raises, or ends its process, is ``missing`` and ``red``.
     """
     reasons = faiss_library.abilities()["kinds"]
+    jobs = [(size, kind) for size in sizes for kind in KINDS if reasons.get(kind) is None]
+
+    def told() -> Iterator[tuple[int, str]]:
+        for size, kind in jobs:
+            say(f"{size:,} items: {kind}")
+            yield size, kind
+
+    found = answers(functools.partial(_Worker, dim, k, threads, seconds), told())
     for size in sizes:
-        vectors, queries = _data(size, dim)
-        truth = build(vectors, "exact").search(queries, k).ids
-        for kind, least in KINDS.items():
+        for kind in KINDS:
             row: dict[str, Any] = {"items": size, "dim": dim, "k": k, "kind": kind}
             if reasons.get(kind) is not None:
                 yield {**row, "missing": reasons[kind]}
                 continue
-            say(f"{size:,} items: {kind}")
-            started = time.perf_counter()
-            try:
-                index: Any = build(vectors, kind)
-                row["build_seconds"] = time.perf_counter() - started
-                row["recall"] = float(
-                    recall_of(index.search(queries, k, threads=threads).ids, truth).mean()
-                )
-                row["by_kernel"] = index.by_kernel / len(queries)
-                row["red"] = row["recall"] < least
-                row["median_ms"] = (
-                    {}
-                    if row["red"]
-                    else {n: _median(index, queries[:n], k, threads, seconds) for n in BATCHES}
-                )
-            except DeviceError as error:  # such as too little memory
-                yield {**row, "missing": str(error)}
-                continue
-            yield row
+            answer = next(found)
+            lost = isinstance(answer, Lost)
+            yield row | ({"missing": answer.reason, "red": True} if lost else answer)
+
+
+class _Worker:
+    """Builds and measures one index at a time."""
+
+    def __init__(self, dim: int, k: int, threads: int | None, seconds: float) -> None:
+        self._dim, self._k, self._threads, self._seconds = dim, k, threads, seconds
+        self._items = 0
+        self._vectors = self._queries = np.zeros((0, dim), np.float32)
+        self._truth: Any = None
+
+    def __call__(self, job: tuple[int, str]) -> dict[str, Any]:
+        items, kind = job
+        if items != self._items:
+            self._vectors, self._queries = _data(items, self._dim)
+            self._truth = build(self._vectors, "exact").search(self._queries, self._k).ids
+            self._items = items
+        try:
+            return self._measured(kind)
+        except DeviceError as error:  # such as too little memory
+            return {"missing": str(error)}
+        except Exception as error:
+            return {"missing": why(error), "red": True}
+
+    def _measured(self, kind: str) -> dict[str, Any]:
+        queries, k, threads = self._queries, self._k, self._threads
+        started = time.perf_counter()
+        index: Any = build(self._vectors, kind)
+        built = time.perf_counter() - started
+        ids = index.search(queries, k, threads=threads).ids
+        recall = float(recall_of(ids, self._truth).mean())
+        red = recall < KINDS[kind]
+        counts = () if red else BATCHES
+        return {
+            "build_seconds": built,
+            "recall": recall,
+            "by_kernel": index.by_kernel / len(queries),
+            "red": red,
+            "median_ms": {
+                n: _median(index, queries[:n], k, threads, self._seconds) for n in counts
+            },
+        }
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -13,8 +13,9 @@ from typing import Any
 __all__ = ["cpu_name", "describe_machine"]
 
 _PACKAGES = (
-    *("seqrec-fast", "numpy", "torch", "duckdb", "pyarrow"),
-    *("faiss-cpu", "hnswlib", "onnxruntime", "onnx", "openvino"),
+    *("seqrec-fast", "numpy", "torch", "triton", "duckdb", "pyarrow"),
+    *("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
+    *("hnswlib", "onnxruntime", "onnx", "openvino"),
 )
 #: settings of the libraries' threads that change what is measured
 _SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "SEQREC_FAST_")

@@ -14,11 +14,16 @@ __all__ = [
     "DECODE_ATTENTION",
     "EMBEDDING",
     "FEED_FORWARD",
+    "GPU_RECURRENT",
     "HSTU_ATTENTION",
     "LAYER_NORM",
     "LINEAR",
+    "PAGE_TOKENS",
+    "RECOMMEND",
     "RECURRENT",
+    "SAMPLED_CROSS_ENTROPY",
     "TOPK",
+    "TRAIN_STEP",
     "AttentionShape",
     "CrossEntropyShape",
     "DecodeAttentionShape",
@@ -27,7 +32,9 @@ __all__ = [
     "LayerNormShape",
     "Lengths",
     "LinearShape",
+    "ModelShape",
     "RecurrentShape",
+    "SampledCrossEntropyShape",
     "TopkShape",
     "row_lengths",
 ]
@@ -123,6 +130,19 @@ class CrossEntropyShape(NamedTuple):
         return f"{self.tokens} x {self.items} x {self.dim}"
 
 
+class SampledCrossEntropyShape(NamedTuple):
+    """The same against ``samples`` negatives that all tokens share."""
+
+    tokens: int
+    items: int
+    dim: int
+    samples: int
+
+    def __str__(self) -> str:
+        """For instance ``4096 x 1024 of 100000 x 64``."""
+        return f"{self.tokens} x {self.samples} of {self.items} x {self.dim}"
+
+
 class LayerNormShape(NamedTuple):
     """Normalisation of ``tokens`` vectors of ``dim``."""
 
@@ -184,6 +204,22 @@ class TopkShape(NamedTuple):
         return f"top {self.k}, {self.queries} x {self.items} x {self.dim}"
 
 
+class ModelShape(NamedTuple):
+    """A model over a catalogue, and ``rows`` histories of at most ``time`` events."""
+
+    model: str
+    rows: int
+    time: int
+    dim: int
+    items: int
+    lengths: Lengths
+
+    def __str__(self) -> str:
+        """For instance ``sasrec 128 x 50, width 64, 12101 items, beauty``."""
+        size = f"{self.rows} x {self.time}, width {self.dim}, {self.items} items"
+        return f"{self.model} {size}, {self.lengths}"
+
+
 LINEAR = (LinearShape(512, 512, 512), LinearShape(16, 256, 1024), LinearShape(1, 256, 1024))
 
 _CELLS: tuple[Literal["rnn", "lstm", "gru"], ...] = ("lstm", "gru", "rnn")
@@ -207,6 +243,37 @@ RECURRENT = (
     ),
 )
 
+#: what a GPU is measured with: the large batches, one row, and weights that do not fit one
+#: multiprocessor
+GPU_RECURRENT = (
+    *(
+        shape
+        for shape in RECURRENT
+        if shape.hidden in (128, 256)
+        and (
+            (shape.time == 200 and shape.rows in (64, 256) and shape.cell != "rnn")
+            or (shape.rows == 256 and shape.hidden == 128)
+            or (shape.rows == 1 and shape.time == 200 and shape.hidden == 128)
+        )
+    ),
+    *(RecurrentShape(cell, 256, 200, 512) for cell in _CELLS[:2]),
+)
+
+#: items of Amazon Beauty and of MovieLens-1M
+_ITEMS = {"beauty": 12_101, "ml1m": 3_416}
+TRAIN_STEP = tuple(
+    ModelShape(model, 128, time, dim, _ITEMS[lengths], lengths)
+    for model, dim in (("sasrec", 64), ("gru", 128))
+    for lengths, time in _CATALOGUES
+)
+#: one user and a block of them
+RECOMMEND = tuple(
+    ModelShape(model, rows, 50, 64, items, "equal")
+    for model in ("sasrec", "gru")
+    for items in (12_101, 1_000_000)
+    for rows in (1, 256)
+)
+
 ATTENTION = (
     AttentionShape(64, 200, 2, 32),
     AttentionShape(16, 1024, 4, 32),
@@ -218,6 +285,10 @@ HSTU_ATTENTION = ATTENTION
 
 CROSS_ENTROPY = tuple(CrossEntropyShape(4096, items, 64) for items in (12_000, 100_000, 1_000_000))
 
+SAMPLED_CROSS_ENTROPY = tuple(
+    SampledCrossEntropyShape(4096, items, 64, 1024) for items in (100_000, 1_000_000)
+)
+
 #: 256 sequences of SASRec on Amazon Beauty: without padding, and padded to 50
 _TOKENS = (2304, 12_800)
 LAYER_NORM = tuple(LayerNormShape(tokens, dim) for tokens in _TOKENS for dim in (64, 128))
@@ -225,6 +296,8 @@ FEED_FORWARD = tuple(
     FeedForwardShape(tokens, dim, 4 * dim) for tokens in _TOKENS for dim in (64, 128)
 )
 EMBEDDING = tuple(EmbeddingShape(tokens, 12_000, 64) for tokens in _TOKENS)
+#: of the paged caches
+PAGE_TOKENS = 16
 DECODE_ATTENTION = (DecodeAttentionShape(256, 200, 2, 32), DecodeAttentionShape(64, 1024, 4, 32))
 TOPK = tuple(
     TopkShape(queries, items, 64, 100)
