@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the build takes, leaves out and refuses, asked of ``setup.py`` without compiling anything."""
+"""What the build takes, leaves out and refuses, asked of ``setup.py`` without compiling."""
 
 from __future__ import annotations
 
@@ -213,13 +213,13 @@ def test_what_was_demanded_and_cannot_be_is_an_error(variables: dict[str, str], 
 def test_what_the_build_needs_is_named(hidden: str, told: str) -> None:
     """Without isolation, where pip does not ask for it."""
     code = (
-        "import sys, importlib.util, setuptools\n"
-        "from distutils.core import run_setup\n"
+        "import importlib.util, runpy, sys, setuptools\n"
         "look = importlib.util.find_spec\n"
         "gone = {sys.argv[1], 'setuptools.command.bdist_wheel'}\n"
         "importlib.util.find_spec = lambda name, *a: None if name in gone else look(name, *a)\n"
         "sys.modules['pybind11'] = None if sys.argv[1] == 'pybind11' else __import__('pybind11')\n"
-        "run_setup('setup.py', ['dist_info'], stop_after='init')\n"
+        "sys.argv = ['setup.py', 'dist_info', '--help']\n"
+        "runpy.run_path('setup.py', run_name='__main__')\n"
     )
     done = ask(code, hidden)
     assert done.returncode == 1

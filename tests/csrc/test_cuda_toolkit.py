@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nvcc is taken; the CUDA kernels as it compiles them; grids as its occupancy header counts."""
+"""Which nvcc is taken; the kernels as it compiles them; grids as its occupancy header counts."""
 
 from __future__ import annotations
 
