@@ -153,6 +153,10 @@ def test_results_lie_on_the_gpu_and_nobody_waits(name: str, dtype: torch.dtype) 
     assert found.dtype == (torch.float32 if name.endswith("cross_entropy") else dtype)
 
 
+@pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11),
+    reason="torch 2.8 compiles no function of tensors that are fake already; 2.11 does",
+)
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
