@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds ``seqrec_fast._C`` and, where an nvcc is found, ``seqrec_fast._cuda``.
 
-Everything else about the package is in ``pyproject.toml``.
+Everything else about the package is in ``pyproject.toml``; ``docs/building.md`` says how to use it.
 
 Each kernel is compiled once an instruction set, with flags of its own that nothing else gets, so
 one binary runs on every x86-64 machine and uses the best that it finds there. Other processors get
@@ -9,24 +9,31 @@ the generic kernels alone. Needs GCC or Clang (the kernels use their vector exte
 
 ``SEQREC_FAST_CUDA=1`` demands the CUDA kernels, ``0`` leaves them out. Without the variable they
 are built into wheels where an nvcc is found, and left out of builds in place (``--editable``),
-which are made again and again by those who work on the rest: nvcc takes minutes. See
-``docs/cuda-build.md``.
+which are made again and again by those who work on the rest: nvcc takes minutes.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import platform
+import runpy
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from glob import glob
 from typing import Any, NamedTuple
 
-import pybind11
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+try:
+    import pybind11
+except ImportError:
+    pybind11 = None
 
 # Contraction makes a * b + c one instruction wherever the unit has it; nothing else of what
 # -ffast-math allows is wanted.
@@ -40,6 +47,26 @@ ISAS = {
         *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
     ],
 }
+LEAST_PYBIND11 = (2, 13)
+
+
+def check_environment() -> None:
+    """Refuses what is too old: without isolation pip does not ask for [build-system] requires."""
+    least = ".".join(map(str, LEAST_PYBIND11))
+    if pybind11 is None or tuple(pybind11.version_info[:2]) < LEAST_PYBIND11:
+        found = "none" if pybind11 is None else pybind11.__version__
+        raise SystemExit(
+            f"seqrec-fast: needs pybind11 {least} or newer to build, found {found}: "
+            f"pip install 'pybind11>={least}'"
+        )
+    makers = ("setuptools.command.bdist_wheel", "wheel")
+    if {"bdist_wheel", "dist_info"} & set(sys.argv) and not any(
+        importlib.util.find_spec(name) for name in makers
+    ):
+        raise SystemExit(
+            f"seqrec-fast: setuptools {setuptools.__version__} makes no wheels by itself: "
+            "pip install wheel, or setuptools 70.1 or newer"
+        )
 
 
 def is_x86() -> bool:
@@ -78,7 +105,6 @@ def load_toolkit() -> Any:
 
 
 CUDA = load_toolkit()
-BUILT_BY = (__file__, CUDA.__file__)
 
 
 def is_cuda(ext: Extension) -> bool:
@@ -90,40 +116,37 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         """Takes the CUDA module out where it is not to be built (a source archive has it)."""
-        if not self.wants_cuda():
+        self.without_cuda = self.why_no_cuda()
+        if self.without_cuda:
             self.extensions = [ext for ext in self.extensions if not is_cuda(ext)]
+            # what an earlier build left would go into the wheel as it is
+            left = os.path.join(self.build_lib, self.get_ext_filename("seqrec_fast._cuda"))
+            if os.path.exists(left):
+                os.remove(left)
         super().run()
 
-    def wants_cuda(self) -> bool:
-        """By ``SEQREC_FAST_CUDA``, the kind of the build, and whether there is an nvcc."""
+    def why_no_cuda(self) -> str:
+        """By ``SEQREC_FAST_CUDA``, the kind of the build, and the nvcc; empty to build it."""
         wanted = os.environ.get("SEQREC_FAST_CUDA", "")
         if wanted not in ("", "0", "1"):
             raise SystemExit(f"SEQREC_FAST_CUDA: must be 0 or 1, found {wanted!r}")
-        in_place = self.inplace or getattr(self, "editable_mode", False)
         if wanted == "0":
-            found, reason = False, "SEQREC_FAST_CUDA=0"
-        elif not wanted and in_place:
-            found, reason = False, "a build in place; set SEQREC_FAST_CUDA=1 to have them"
-        elif CUDA.find() is None:
-            if wanted:
-                raise SystemExit(
-                    "SEQREC_FAST_CUDA=1: no nvcc was found; install a CUDA toolkit and set "
-                    "CUDA_HOME, or: pip install 'seqrec-fast[cuda-build]' and build with "
-                    "--no-build-isolation"
-                )
-            found, reason = False, "no nvcc was found (CUDA_HOME, PATH, pip's cuda-build)"
-        else:
-            found, reason = True, ""
-        if not found:
-            print(f"seqrec-fast: without CUDA kernels: {reason}", flush=True)
-        return found
+            return "SEQREC_FAST_CUDA=0"
+        if not wanted and (self.inplace or getattr(self, "editable_mode", False)):
+            return "a build in place; set SEQREC_FAST_CUDA=1 to have them"
+        reason: str = CUDA.search()[1]
+        if reason and wanted:
+            raise SystemExit(
+                f"SEQREC_FAST_CUDA=1: {reason}; install a CUDA toolkit and set CUDA_HOME, or its "
+                "wheels, and build without isolation (docs/building.md)"
+            )
+        return reason
 
     def build_extensions(self) -> None:
         """Refuses compilers without vector extensions before the first file; prints versions."""
         if self.compiler.compiler_type == "msvc":
             raise SystemExit("seqrec-fast: needs GCC or Clang to build; MSVC has no vector types")
-        if any(is_cuda(ext) for ext in self.extensions):
-            print_versions(self.compiler.compiler_cxx[0])
+        print_versions(self.compiler.compiler_cxx, self.without_cuda)
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
@@ -135,16 +158,17 @@ class BuildNative(build_ext):
             ("SEQREC_VERSION", f'"{self.distribution.get_version()}"'),
             ("SEQREC_FLAGS", f'"{" ".join(COMMON_FLAGS)}"'),
         ]
-        with ThreadPoolExecutor(max_workers=workers()) as pool:
-            jobs = [pool.submit(self.compile_unit, unit, ext, macros) for unit in units()]
-            objects = [job.result() for job in jobs]
-        self.link(ext, objects, [])
+
+        def job(unit: Unit) -> Callable[[], str]:
+            return lambda: self.compile_unit(unit, ext, macros)
+
+        self.link(ext, side_by_side([job(unit) for unit in units()]), [])
 
     def compile_unit(self, unit: Unit, ext: Extension, macros: list[tuple[str, str]]) -> str:
         """The object of a C++ file, made again where what it is made of has changed."""
         folder = os.path.join(self.build_temp, unit.folder)
         (built,) = self.compiler.object_filenames([unit.source], output_dir=folder)
-        if self.force or not is_current(built):
+        if self.force or not is_current(built, __file__):
             self.compiler.compile(
                 [unit.source],
                 output_dir=folder,
@@ -160,27 +184,36 @@ class BuildNative(build_ext):
         architectures = toolkit.architectures()
         macros = CUDA.macros("_cuda", self.distribution.get_version(), architectures)
         ext.include_dirs = ["csrc", pybind11.get_include(), str(toolkit.include())]
-        # objects for other architectures, or from another list of operations, are other objects
-        names = "-".join([*architectures, *(path.stem for path in CUDA.bindings())])
-        folder = os.path.join("cuda", names)
-
-        def compile_kernels(source: str) -> str:
-            target = os.path.join(self.build_temp, folder, os.path.basename(source) + ".o")
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            if self.force or not is_current(target):
-                command = toolkit.object_command(source, target, architectures)
-                print(" ".join(command), flush=True)
-                CUDA.run(command)
-            return target
-
+        # one folder for all Pythons, whose modules have the same kernels
+        made = os.path.join(self.get_finalized_command("build").build_base, "cuda-kernels")
+        made = os.path.join(made, "-".join([toolkit.version(), *architectures]))
         kernels = [os.path.relpath(path) for path in CUDA.units()]
-        files = [Unit(os.path.relpath(path), folder) for path in CUDA.bindings()]
-        with ThreadPoolExecutor(max_workers=workers()) as pool:
-            jobs = [pool.submit(compile_kernels, source) for source in kernels]
-            jobs += [pool.submit(self.compile_unit, unit, ext, macros) for unit in files]
-            objects = [job.result() for job in jobs]
+        threads = min(len(architectures) + 1, max(1, processors() // len(kernels)))
+
+        def kernel(source: str) -> Callable[[], str]:
+            target = os.path.join(made, os.path.basename(source) + ".o")
+
+            def compiled() -> str:
+                os.makedirs(made, exist_ok=True)
+                if self.force or not is_current(target, __file__, CUDA.__file__):
+                    command = toolkit.object_command(source, target, architectures, threads)
+                    print(" ".join(command), flush=True)
+                    CUDA.run(command)
+                return target
+
+            return compiled
+
+        # objects for other architectures, or from another list of operations, are other objects
+        operations = [path.stem for path in CUDA.bindings()]
+        folder = os.path.join("cuda", "-".join([*architectures, *operations]))
+
+        def binding(path: str) -> Callable[[], str]:
+            return lambda: self.compile_unit(Unit(path, folder), ext, macros)
+
+        jobs = [kernel(source) for source in kernels]
+        jobs += [binding(os.path.relpath(path)) for path in CUDA.bindings()]
         runtime = str(toolkit.library() / "libcudart_static.a")
-        self.link(ext, objects, [runtime, "-ldl", "-lrt"])
+        self.link(ext, side_by_side(jobs), [runtime, "-ldl", "-lrt"])
 
     def link(self, ext: Extension, objects: list[str], more: list[str]) -> None:
         target = self.get_ext_fullpath(ext.name)
@@ -190,40 +223,70 @@ class BuildNative(build_ext):
         )
 
 
-def workers() -> int:
-    return min(4, os.cpu_count() or 1)
+def processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def print_versions(compiler: str) -> None:
-    """What the CUDA kernels are built with, before the first file is compiled."""
-    toolkit = CUDA.find()
-    line = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    # torch is not needed; that of this environment is what the kernels will be called by
-    torch = "import torch; print(torch.__version__, 'for CUDA', torch.version.cuda)"
-    found = subprocess.run(
-        [sys.executable, "-c", torch], capture_output=True, text=True, check=False
-    )
-    print(
-        f"seqrec-fast: CUDA kernels for {', '.join('sm_' + a for a in toolkit.architectures())}\n"
-        f"  nvcc {toolkit.version()} ({toolkit.nvcc})\n"
-        f"  {(line.stdout or compiler).splitlines()[0]}\n"
-        f"  Python {platform.python_version()}, pybind11 {pybind11.__version__}\n"
-        f"  torch {found.stdout.strip() or 'is not in this environment'}",
-        flush=True,
-    )
+def side_by_side(jobs: list[Callable[[], str]]) -> list[str]:
+    """What the jobs return, in their order; after an error none that has not begun does."""
+    with ThreadPoolExecutor(max_workers=min(4, processors())) as pool:
+        running = [pool.submit(job) for job in jobs]
+        wait(running, return_when=FIRST_EXCEPTION)
+        for job in running:
+            job.cancel()
+    failed = [job for job in running if not job.cancelled() and job.exception()]
+    return [job.result() for job in failed or running]
 
 
-def is_current(built: str) -> bool:
+def print_versions(compiler: list[str], without_cuda: str) -> None:
+    """What the package is built with, before the first file is compiled."""
+    told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
+    lines = [
+        (told.stdout or " ".join(compiler)).splitlines()[0],
+        f"Python {platform.python_version()}, setuptools {setuptools.__version__}, "
+        f"pybind11 {pybind11.__version__}",
+        f"in this environment: {', '.join(around())}",
+    ]
+    if without_cuda:
+        lines.append(f"without CUDA kernels: {without_cuda}")
+    else:
+        toolkit = CUDA.find()
+        names = ", ".join(f"sm_{name}" for name in toolkit.architectures())
+        lines.append(f"CUDA kernels for {names}: nvcc {toolkit.version()} ({toolkit.nvcc})")
+    print("seqrec-fast is built with\n  " + "\n  ".join(lines), flush=True)
+
+
+def around() -> list[str]:
+    """What the kernels will be called by; torch is not imported for it."""
+    found = []
+    for name in ("numpy", "torch", "triton"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        facts = os.path.join(os.path.dirname(spec.origin), "version.py")
+        cuda = runpy.run_path(facts).get("cuda") if os.path.exists(facts) else None
+        found[1] += f" for CUDA {cuda}" if cuda else " for the CPU"
+    return found
+
+
+def is_current(built: str, *made_by: str) -> bool:
     """Whether an object is newer than all that it was made of, by the compiler's own list."""
     try:
         with open(os.path.splitext(built)[0] + ".d", encoding="utf-8") as file:
             parts = file.read().replace("\\\n", " ").partition(":")[2].split()
         made = os.path.getmtime(built)
-        return all(os.path.getmtime(path) < made for path in [*parts, *BUILT_BY])
+        return all(os.path.getmtime(path) < made for path in [*parts, *made_by])
     except OSError:
         return False
 
 
+check_environment()
 setup(
     license="Apache-2.0",
     ext_modules=[

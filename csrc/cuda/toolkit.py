@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 CUDA = Path(__file__).resolve().parent
@@ -20,7 +20,13 @@ CSRC = CUDA.parent
 
 #: Ampere (A100, RTX 30), Hopper, Blackwell (B200, RTX 50); PTX of the last runs on what comes later
 ARCHITECTURES = ("80", "86", "90", "100", "120")
+#: of nvcc: the first that knows all of ARCHITECTURES
+LEAST_VERSION = (12, 8)
 FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
+
+# where the parts of a toolkit are: its own layout, that of pip's wheels, that of cross compilers
+TARGETS = ("targets/x86_64-linux", "targets/sbsa-linux")
+NOT_FOUND = "no nvcc was found (CUDA_HOME, PATH, pip's wheels)"
 
 
 class Toolkit:
@@ -29,7 +35,7 @@ class Toolkit:
     def __init__(self, nvcc: Path) -> None:
         self.nvcc = nvcc
 
-    @property
+    @cached_property
     def home(self) -> Path:
         """Where the headers are: what nvcc itself says, as a wrapper may stand on the path."""
         words = run([str(self.nvcc), "-dryrun", "-c", "-x", "cu", "-"], check=False)
@@ -37,30 +43,55 @@ class Toolkit:
         return Path(found.group(1)).resolve() if found else self.nvcc.resolve().parent.parent
 
     def version(self) -> str:
-        """For instance ``13.0``."""
-        found = re.search(r"release (\d+\.\d+)", run([str(self.nvcc), "--version"]))
+        """For instance ``13.0``; ``unknown`` where nvcc does not say it."""
+        found = re.search(r"release (\d+\.\d+)", self._told)
         return found.group(1) if found else "unknown"
 
-    def architectures(self) -> list[str]:
-        """Those of this project that this nvcc knows; ``SEQREC_FAST_CUDA_ARCHS`` narrows them."""
-        wanted = os.environ.get("SEQREC_FAST_CUDA_ARCHS", "").replace(",", " ").split()
-        chosen = [name.removeprefix("sm_") for name in wanted] or list(ARCHITECTURES)
-        known = set(re.findall(r"compute_(\d+)", run([str(self.nvcc), "--list-gpu-arch"])))
-        unknown = [name for name in chosen if name not in known]
-        if wanted and unknown:
-            raise SystemExit(
-                f"SEQREC_FAST_CUDA_ARCHS: nvcc {self.version()} does not know "
-                f"{', '.join(unknown)}; it knows {', '.join(sorted(known, key=int))}"
+    @cached_property
+    def _told(self) -> str:
+        try:
+            return run([str(self.nvcc), "--version"], check=False)
+        except OSError as error:
+            return str(error)
+
+    def why_not(self) -> str:
+        """Why it cannot compile the kernels; empty where it can."""
+        version = self.version()
+        if version == "unknown":
+            said = self._told.strip().splitlines() or ["nothing"]
+            return f"{self.nvcc} does not work: asked for its version it says: {said[-1]}"
+        if tuple(int(part) for part in version.split(".")) < LEAST_VERSION:
+            least = ".".join(map(str, LEAST_VERSION))
+            return (
+                f"nvcc {version} ({self.nvcc}) is too old: the kernels need {least} or newer, the "
+                f"first that compiles for sm_{ARCHITECTURES[-1]}"
             )
-        return [name for name in chosen if name in known]
+        return ""
+
+    def architectures(self) -> list[str]:
+        """Those of this project; ``SEQREC_FAST_CUDA_ARCHS`` names others. The oldest first."""
+        known = set(re.findall(r"compute_(\d+)", run([str(self.nvcc), "--list-gpu-arch"])))
+        words = re.split(r"[\s,;]+", os.environ.get("SEQREC_FAST_CUDA_ARCHS", ""))
+        wanted = {word.removeprefix("sm_") for word in words if word}
+        if not wanted:
+            return [name for name in ARCHITECTURES if name in known]
+        least = int(ARCHITECTURES[0])
+        usable = sorted((name for name in known if int(name) >= least), key=int)
+        if unusable := sorted(wanted.difference(usable)):
+            raise SystemExit(
+                f"SEQREC_FAST_CUDA_ARCHS: nvcc {self.version()} cannot compile the kernels for "
+                f"{', '.join(unusable)}; they need sm_{least} or newer: choose among "
+                f"{', '.join(usable)}"
+            )
+        return sorted(wanted, key=int)
 
     def include(self) -> Path:
         """The folder of ``cuda_runtime_api.h``."""
-        return self._folder("cuda_runtime_api.h", "include", "targets/x86_64-linux/include")
+        return self._folder("cuda_runtime_api.h", "include", *(f"{t}/include" for t in TARGETS))
 
     def library(self) -> Path:
         """The folder of the static runtime."""
-        places = ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
+        places = ("lib64", "lib", *(f"{target}/lib" for target in TARGETS))
         return self._folder("libcudart_static.a", *places)
 
     def _folder(self, file: str, *places: str) -> Path:
@@ -69,12 +100,15 @@ class Toolkit:
                 return self.home / place
         raise SystemExit(f"the CUDA toolkit in {self.home} has no {file}; install it whole")
 
-    def object_command(self, source: str, target: str, architectures: list[str]) -> list[str]:
+    def object_command(
+        self, source: str, target: str, architectures: list[str], threads: int = 1
+    ) -> list[str]:
         """Compiles one file for all architectures, and to PTX of the newest."""
         code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
         code.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
         made = ["-MD", "-MF", os.path.splitext(target)[0] + ".d", "-c", source, "-o", target]
-        return [str(self.nvcc), *FLAGS, *code, f"-I{CSRC}", *made]
+        side_by_side = [f"--threads={threads}"] if threads > 1 else []
+        return [str(self.nvcc), *FLAGS, *code, *side_by_side, f"-I{CSRC}", *made]
 
     def compile(self, source: Path, architecture: str, target: Path) -> str:
         """One file for one architecture (``sm_90``); what ptxas says of registers and spills.
@@ -91,21 +125,33 @@ class Toolkit:
 
 
 @cache
+def search() -> tuple[Toolkit | None, str]:
+    """By ``CUDA_HOME``, on the path, or what pip installed; or None, and why not."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if home := os.environ.get(variable):
+            nvcc = Path(home) / "bin" / "nvcc"
+            if not nvcc.is_file():
+                return None, f"{variable}: there is no {nvcc}; correct the variable or unset it"
+            break
+    else:
+        on_path = shutil.which("nvcc")
+        places = [Path(on_path)] if on_path is not None else from_wheels()
+        if not places:
+            return None, NOT_FOUND
+        nvcc = places[0]
+    reason = Toolkit(nvcc).why_not()
+    return (None, reason) if reason else (Toolkit(nvcc), "")
+
+
 def find() -> Toolkit | None:
-    """By ``CUDA_HOME``, on the path, or what pip installed; None where there is none."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if home:
-        nvcc = Path(home) / "bin" / "nvcc"
-        if not nvcc.is_file():
-            raise SystemExit(f"CUDA_HOME: there is no {nvcc}; correct the variable or unset it")
-        return Toolkit(nvcc)
-    on_path = shutil.which("nvcc")
-    if on_path is not None:
-        return Toolkit(Path(on_path))
-    for folder in sys.path:
-        for nvcc in sorted(Path(folder or ".").glob("nvidia/cu*/bin/nvcc"), reverse=True):
-            return Toolkit(nvcc)
-    return None
+    """As :func:`search`, without the reason."""
+    return search()[0]
+
+
+def from_wheels() -> list[Path]:
+    """The compilers that pip installed in this environment, the newest first."""
+    folders = [Path(folder or ".") for folder in sys.path]
+    return [p for f in folders for p in sorted(f.glob("nvidia/cu*/bin/nvcc"), reverse=True)]
 
 
 def units() -> list[Path]:
@@ -145,7 +191,9 @@ def run(command: list[str], *, check: bool = True) -> str:
 
 
 if __name__ == "__main__":
-    toolkit = find()
-    if toolkit is None or len(sys.argv) != 4:
-        raise SystemExit(__doc__ if toolkit is not None else "no nvcc was found")
-    sys.stdout.write(toolkit.compile(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    if len(sys.argv) != 4:
+        raise SystemExit(__doc__)
+    chosen, missing = search()
+    if chosen is None:
+        raise SystemExit(missing)
+    sys.stdout.write(chosen.compile(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

@@ -223,11 +223,11 @@ def _describe_installation(facts: Mapping[str, Any]) -> str:
         for name, backends in facts["operations"].items()
     ]
     lines.append(table(["operation", *BACKENDS], rows, left=range(len(BACKENDS) + 1)))
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}  # operations in their order, each once
     for name, backends in facts["operations"].items():
         for one in backends.values():
             if one["reason"]:
-                reasons.setdefault(one["reason"], []).append(name)
+                reasons.setdefault(one["reason"], {})[name] = None
     lines += ["", *(f"{reason}: {', '.join(names)}" for reason, names in reasons.items())]
     return "\n".join(lines)
 

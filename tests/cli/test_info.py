@@ -84,6 +84,10 @@ def test_info_without_torch_says_which_extra_brings_it(monkeypatch: pytest.Monke
     reason = info.operations()["attention"]["reference"]["reason"]
     assert reason is not None
     assert "seqrec-fast[train]" in reason
+    lines = info._describe_installation(info.installation()).splitlines()
+    (told,) = (line for line in lines if line.startswith(f"{reason}: "))
+    names = told.removeprefix(f"{reason}: ").split(", ")
+    assert len(names) == len(set(names)), "each operation once"
 
 
 def test_info_tells_of_faiss_and_why_no_kind_runs_on_a_gpu() -> None:

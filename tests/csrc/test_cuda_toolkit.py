@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels as nvcc compiles them, and grids as NVIDIA's occupancy header counts them."""
+"""Which nvcc is taken; the kernels as it compiles them; grids as its occupancy header counts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -34,13 +35,14 @@ PTX = cuda.ROOT / "build" / "cuda-ptx"
 def toolkit() -> Any:
     found = cuda.toolkit.find()
     if found is None:
-        pytest.skip("no nvcc was found (CUDA_HOME, PATH, pip's cuda-build)")
+        pytest.skip(cuda.toolkit.search()[1])
     return found
 
 
 def test_ptx_for_every_architecture(toolkit: Any) -> None:
     """What is newer than all that could have changed it is kept from one run to the next."""
-    inputs = [p for p in (cuda.CSRC / "cuda").glob("*") if p.is_file()]
+    kinds = {".cu", ".cuh", ".h", ".py"}
+    inputs = [p for p in (cuda.CSRC / "cuda").iterdir() if p.suffix in kinds]
     newest = max(path.stat().st_mtime for path in inputs)
     PTX.mkdir(parents=True, exist_ok=True)
     known = [a for a in cuda.toolkit.ARCHITECTURES if a in toolkit.architectures()]
@@ -143,3 +145,117 @@ def test_blocks_are_resident_as_the_occupancy_header_counts(toolkit: Any, tmp_pa
     cuda.run([*cuda.FLAGS, "-O0", *include, str(source), str(engine), "-o", str(program)])
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+# --------------------------------------------------------------------- which compiler, and for what
+
+
+def fake(home: Path, version: str = "13.0", known: str = "75 80 86 90 100 103 120") -> Path:
+    """A stand-in for nvcc that answers what a build asks before it compiles; the folder of it."""
+    nvcc = home / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        f"  --version) echo 'Cuda compilation tools, release {version}, V{version}.1' ;;\n"
+        f"  --list-gpu-arch) printf 'compute_%s\\n' {known} ;;\n"
+        "esac\n",
+        encoding="utf-8",
+    )
+    nvcc.chmod(0o755)
+    return home
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The search for a compiler in an environment that has none."""
+    for variable in ("CUDA_HOME", "CUDA_PATH", "SEQREC_FAST_CUDA_ARCHS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "path", ["/nowhere"])
+    cuda.toolkit.search.cache_clear()
+    yield cuda.toolkit.search
+    cuda.toolkit.search.cache_clear()
+
+
+def test_without_a_compiler_the_places_are_named(search: Any) -> None:
+    assert search() == (None, "no nvcc was found (CUDA_HOME, PATH, pip's wheels)")
+
+
+def test_the_compiler_of_wheels_is_found(
+    search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = fake(tmp_path / "nvidia" / "cu13")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    found, reason = search()
+    assert (found.nvcc, reason) == (home / "bin" / "nvcc", "")
+    assert found.version() == "13.0"
+
+
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+def test_a_variable_that_names_no_toolkit_is_named(
+    search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path))
+    expected = f"{variable}: there is no {tmp_path}/bin/nvcc; correct the variable or unset it"
+    assert search() == (None, expected)
+
+
+@pytest.mark.parametrize(("version", "usable"), [("11.8", False), ("12.6", False), ("12.8", True)])
+def test_an_old_compiler_is_refused(
+    search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, usable: bool
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(fake(tmp_path, version)))
+    found, reason = search()
+    assert (found is not None) == usable
+    told = f"nvcc {version} ({tmp_path}/bin/nvcc) is too old: the kernels need 12.8 or newer"
+    assert reason == ("" if usable else f"{told}, the first that compiles for sm_120")
+
+
+@pytest.mark.parametrize("text", ["#!/bin/sh\necho 'no licence'; exit 1\n", "#!/no/shell\n"])
+def test_a_compiler_that_does_not_work_is_named(
+    search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    nvcc = fake(tmp_path) / "bin" / "nvcc"
+    nvcc.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("PATH", str(nvcc.parent))
+    found, reason = search()
+    assert found is None
+    assert reason.startswith(f"{nvcc} does not work: asked for its version it says: ")
+    assert "no licence" in reason or "No such file" in reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("", "80 86 90 100 120"),
+        ("sm_120; 90,sm_90 100", "90 100 120"),
+        ("103", "103"),
+    ],
+)
+def test_architectures_are_chosen(
+    search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, expected: str
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(fake(tmp_path)))
+    monkeypatch.setenv("SEQREC_FAST_CUDA_ARCHS", wanted)
+    chosen = search()[0].architectures()
+    assert chosen == expected.split()
+    command = search()[0].object_command("a.cu", "a.o", chosen, threads=2)
+    newest = chosen[-1]
+    assert f"-gencode=arch=compute_{newest},code=compute_{newest}" in command  # PTX
+    assert all(f"-gencode=arch=compute_{a},code=sm_{a}" in command for a in chosen)
+    assert "--threads=2" in command
+
+
+@pytest.mark.parametrize("wanted", ["sm_77", "75", "9.0", "90a"])
+def test_an_unknown_architecture_is_refused(
+    search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(fake(tmp_path)))
+    monkeypatch.setenv("SEQREC_FAST_CUDA_ARCHS", f"80 {wanted}")
+    with pytest.raises(SystemExit) as error:
+        search()[0].architectures()
+    unknown = wanted.removeprefix("sm_")
+    told = f"SEQREC_FAST_CUDA_ARCHS: nvcc 13.0 cannot compile the kernels for {unknown}; "
+    assert str(error.value).startswith(told)
+    assert str(error.value).endswith("choose among 80, 86, 90, 100, 103, 120")

@@ -8,6 +8,7 @@ rest is compiled by ``make gates``, which also renews the tables.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import Any
 
 import pytest
@@ -29,6 +30,10 @@ def shipped() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="the hashes are of sources as ast.unparse writes them since Python 3.11",
+)
 def test_every_variant_stands_in_the_table_of_every_version(shipped: dict[str, Any]) -> None:
     whole = table.read(gates.TRITON_TABLE)
     if not whole:

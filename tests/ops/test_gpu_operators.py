@@ -197,6 +197,10 @@ def test_rows_too_wide_for_a_kernel_go_to_plain_torch(
     assert called == [name]
 
 
+@pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11),
+    reason="torch 2.8 compiles no function of tensors that are fake already; 2.11 does",
+)
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -92,7 +92,7 @@ def _load(path: str) -> Any:
         except ModuleNotFoundError:
             raise DeviceError(
                 "seqrec_fast was built without its CUDA kernels; build it again where an nvcc is, "
-                "with SEQREC_FAST_CUDA=1 (see docs/cuda-build.md)"
+                "with SEQREC_FAST_CUDA=1 (see docs/building.md)"
             ) from None
         except ImportError as error:
             raise DeviceError(

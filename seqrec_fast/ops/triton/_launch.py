@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,11 +78,17 @@ def unavailable() -> str | None:
     """Why Triton kernels cannot run in this process, with the remedy; None where they can."""
     if triton is None:
         return "Triton is not installed; it comes with CUDA builds of torch (or pip install triton)"
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    version = _version(triton)
     if version < LEAST_VERSION:
         least = ".".join(map(str, LEAST_VERSION))
         return f"Triton {triton.__version__} is too old; install {least} or newer, as torch pins it"
     if INTERPRETED.value:
+        if version < (3, 7) and _version(np) >= (2, 4):
+            # it makes an int of an array with one element, which numpy no longer allows
+            return (
+                f"the interpreter of Triton {triton.__version__} does not work with numpy "
+                f"{np.__version__}; pip install 'numpy<2.4'"
+            )
         return None
     if not torch.cuda.is_available():
         return (
@@ -92,6 +99,10 @@ def unavailable() -> str | None:
     if torch.version.hip is None and capability < (8, 0):
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, 8.0 is the least"
     return None
+
+
+def _version(module: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in module.__version__.split(".")[:2])
 
 
 class Config(NamedTuple):

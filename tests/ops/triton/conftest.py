@@ -11,11 +11,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from seqrec_fast.ops.triton import _launch
 from tests.ops.triton.guards import Guards
 
 # tests/conftest.py sets it, before anything imports Triton
 if os.environ.get("TRITON_INTERPRET") != "1":
     raise RuntimeError("tests/ops/triton needs TRITON_INTERPRET=1")
+
+
+@pytest.fixture(autouse=True)
+def interpreter() -> None:
+    """Skips where these versions of Triton and numpy do not work together."""
+    if (reason := _launch.unavailable()) is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -232,6 +232,12 @@ def test_names_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_why_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.unavailable() is None
+    monkeypatch.setattr(launch.np, "__version__", "2.4.0")
+    monkeypatch.setattr(launch.triton, "__version__", "3.6.0")
+    told = "the interpreter of Triton 3.6.0 does not work with numpy 2.4.0; pip install 'numpy<2.4'"
+    assert launch.unavailable() == told
+    monkeypatch.setattr(launch.triton, "__version__", "3.7.1")
+    assert launch.unavailable() is None
     monkeypatch.setattr(launch, "INTERPRETED", tl.constexpr(False))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "torch finds no GPU" in str(launch.unavailable())
