@@ -261,8 +261,9 @@ def _describe_bundle(found: Mapping[str, Any]) -> str:
     options = ", ".join(
         f"{name} {value}" for name, value in found["config"].items() if name != "model"
     )
+    removed = f" ({found['removed']:,} of them removed)" if found["removed"] else ""
     lines = [
-        f"{found['path']}: {found['model']}, {found['num_items']:,} items, "
+        f"{found['path']}: {found['model']}, {found['num_items']:,} items{removed}, "
         f"{found['parameters']:,} parameters, {found['bytes']:,} bytes",
         f"format {found['format_version']}, written {found['created']} by seqrec-fast "
         f"{found['library_version']}",
@@ -276,6 +277,9 @@ def _describe_bundle(found: Mapping[str, Any]) -> str:
         )
     if log := training.get("source", {}).get("log"):
         lines.append(f"log: {log}")
+    if (table_facts := found["item_table"]) is not None:
+        columns = ", ".join(f"{name} ({kind})" for name, kind in table_facts["columns"].items())
+        lines.append(f"item table, for titles, rules and limits: {columns}")
     if found["index"] is not None:
         lines.append(_describe_index(found["index"]))
     metrics = found["metrics"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.retrieval.filters import Indices, read_filters
-from seqrec_fast.retrieval.index import Found, Index
+from seqrec_fast.retrieval.index import Found, Index, checked_k, vector_rows
 from seqrec_fast.retrieval.rules import Rules
 
 __all__ = ["Limits", "Search", "search_limited", "walk"]
@@ -184,7 +184,8 @@ def search_limited(
     Raises:
         InputError: as there; or an item table of another size than the index.
     """
-    vectors = np.asarray(queries)
+    vectors = vector_rows("queries", queries)
+    places = checked_k(k, len(vectors), index.size)
     read_filters(len(vectors), index.size, None, exclude, allow, deny)  # before rows are taken
 
     def search(rows: NDArray[np.int64], wanted: int, hidden: JaggedBatch[Any]) -> Any:
@@ -198,4 +199,4 @@ def search_limited(
             both = JaggedBatch.from_lists(joined, dtype=np.int64)
         return index.search(vectors[rows], wanted, both, of(allow), of(deny), threads)
 
-    return Found(*walk(search, len(vectors), k, index.size, limits))
+    return Found(*walk(search, len(vectors), places, index.size, limits))
