@@ -13,9 +13,12 @@ import pytest
 
 import seqrec_fast as sf
 from seqrec_fast import bundle as bundles
+from seqrec_fast import retrieval
+from seqrec_fast.errors import DeviceError
 from seqrec_fast.retrieval import KINDS, tuning
 from seqrec_fast.retrieval.exact import ExactIndex
 from tests.cli.support import ITEMS, USERS, World, run
+from tests.retrieval import fake_faiss_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +124,80 @@ def test_what_was_removed_is_not_found(bundle: Path, tmp_path: Path, kind: str) 
     ]
     assert not set(gone) & set(found[0].tolist())
     assert sorted(found[1].tolist()) == sorted(found[0].tolist())
+
+
+@pytest.mark.parametrize("kind", ["auto", "exact", "ivf-native"])
+def test_recall_is_that_of_the_items_that_are_left(
+    bundle: Path, world: World, tmp_path: Path, kind: str
+) -> None:
+    left = 6
+    (tmp_path / "gone.txt").write_text("\n".join(f"i{n}" for n in range(left, ITEMS)))
+    assert run("items", bundle, "--remove", tmp_path / "gone.txt").code == 0
+    done = run("index", bundle, "--kind", kind, "--k", 10, "--log", world.log, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert (told["k"], told["removed"]) == (left, ITEMS - left)  # there are no more to be found
+    assert next(one for one in told["trials"] if one["chosen"])["recall"] == 1.0
+    facts = bundles.info(bundle)
+    assert (facts["removed"], facts["index"]["measured"]["k"]) == (ITEMS - left, left)
+    found = sf.Recommender.load(bundle, retrieval="index").recommend([["i1"]], ITEMS)[0]
+    assert len(found.items) == left - 1
+    said = run("info", bundle).out
+    assert f"{ITEMS} items ({ITEMS - left} of them removed)" in said
+    assert f"recall@{left} 1.0000" in said
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivfpq", "hnsw"])
+def test_indexes_of_faiss_are_whole_in_the_bundle(bundle: Path, kind: str) -> None:
+    pytest.importorskip("faiss")
+    done = run("index", bundle, "--kind", kind, "--k", 5, "--queries", 10)
+    assert done.code == 0, done.err
+    ways = [sf.Recommender.load(bundle, retrieval=way) for way in ("exact", "index")]
+    exact, through = (way.recommend([["i1", "i3"]], ITEMS)[0].items.tolist() for way in ways)
+    assert through == exact
+
+
+def test_an_index_for_a_gpu_is_told_where_there_is_none(
+    bundle: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pytest.importorskip("faiss")
+    monkeypatch.setitem(sys.modules, "faiss", fake_faiss_gpu.fake(real))
+    done = run("index", bundle, "--kind", "gpu-flat", "--k", 5, "--queries", 10)
+    assert done.code == 0, done.err
+    assert bundles.info(bundle)["index"]["kind"] == "gpu-flat"
+    monkeypatch.setitem(sys.modules, "faiss", fake_faiss_gpu.fake(real, gpus=0))
+    reason = "kind 'gpu-flat': "
+    with pytest.raises(DeviceError, match=f"^index.safetensors: {reason}.* sees no GPU"):
+        sf.Recommender.load(bundle, retrieval="index")
+    with pytest.raises(DeviceError, match=f"/index.safetensors: {reason}.* sees no GPU"):
+        retrieval.load(bundle / "index.safetensors")
+    for arguments in (
+        ("index", bundle, "--kind", "gpu-flat"),
+        ("recommend", bundle, "--history", "i1", "--index"),
+        ("evaluate", bundle, world.log, "--index"),
+    ):
+        done = run(*arguments)
+        assert done.code == 2
+        assert reason in done.err
+        assert "sees no GPU" in done.err
+    done = run("evaluate", bundle, world.log)
+    assert done.code == 0, done.err
+    assert "the index is not measured: index.safetensors: kind 'gpu-flat': " in done.out
+    assert run("recommend", bundle, "--history", "i1").code == 0
+
+
+def test_an_index_of_other_vectors_is_refused(indexed: Path, tmp_path: Path, world: World) -> None:
+    content = bundles.load(indexed)
+    name = "item_embedding.weight"
+    content.tensors[name] = content.tensors[name][::-1].copy()
+    bundles.save(content, tmp_path / "changed")
+    done = run("recommend", tmp_path / "changed", "--history", "i1", "--index")
+    assert done.code == 2
+    assert "the vector of item index 0 is not that of the model" in done.err
+    assert "make the index again with seqrec-fast index" in done.err
+    assert run("recommend", tmp_path / "changed", "--history", "i1").code == 0
+    assert run("index", tmp_path / "changed", "--kind", "exact", "--queries", 5).code == 0
+    assert run("recommend", tmp_path / "changed", "--history", "i1", "--index").code == 0
 
 
 def test_without_matplotlib_there_is_no_picture(

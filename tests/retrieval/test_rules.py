@@ -213,3 +213,36 @@ def test_a_table_of_other_items_is_refused() -> None:
     index = retrieval.build(np.eye(5))
     with pytest.raises(InputError, match="limit: the item table has 4 rows for 5 items"):
         retrieval.search_limited(index, np.eye(5), 2, limits)
+
+
+def test_too_few_categories_leave_places_open() -> None:
+    """Three items that are in no full category, however many are asked for; the rest is empty."""
+    limits = retrieval.Limits(retrieval.Rules(TABLE), {"genre": 1})
+    index = retrieval.build(np.arange(4, 0, -1, dtype=np.float32)[:, None])
+    scores, ids = retrieval.search_limited(index, [[1.0], [-1.0]], 1000, limits)
+    assert ids[0, :4].tolist() == [0, 2, 3, -1]
+    assert ids[1, :4].tolist() == [3, 2, 1, -1]
+    assert scores[0, :4].tolist() == [4, 2, 1, -np.inf]
+    assert (ids[:, 3:] == -1).all()
+    index.remove([0, 2, 3])
+    assert retrieval.search_limited(index, [[1.0]], 3, limits).ids.tolist() == [[1, -1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"queries": [[1.0], [1.0, 2.0]]}, "queries: expected an array of numbers, found uneven"),
+        ({"queries": 3.0}, "queries: expected two dimensions"),
+        ({"queries": [[1.0, 2.0]]}, "queries: expected 1 columns like the index, found 2"),
+        ({"k": 0}, "k: expected a whole number of at least 1, found 0"),
+        ({"k": "3"}, "k: expected a whole number, found '3'"),
+        ({"k": 2**60}, "k: .* take more memory than there is"),
+        ({"allow": [4]}, "allow: found item 4, but the items are 0 to 3"),
+        ({"exclude": JaggedBatch.from_lists([[0], [1]])}, r"exclude: expected one row a query \(1\)"),
+    ],
+)
+def test_a_limited_search_names_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
+    limits = retrieval.Limits(retrieval.Rules(TABLE), {"genre": 1})
+    index = retrieval.build(np.ones((4, 1)))
+    with pytest.raises(InputError, match=f"^{message}"):
+        retrieval.search_limited(index, **{"queries": [[1.0]], "k": 3, "limits": limits, **arguments})
