@@ -186,6 +186,29 @@ def test_an_index_for_a_gpu_is_told_where_there_is_none(
     assert run("recommend", bundle, "--history", "i1").code == 0
 
 
+def test_without_faiss_what_needs_it_is_named(
+    bundle: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    assert run("index", bundle, "--kind", "hnsw", "--k", 5, "--queries", 10).code == 0
+    (tmp_path / "gone.txt").write_text("i1\n")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    remedy = "faiss: it is not installed; pip install 'seqrec-fast[retrieval]'"
+    done = run("recommend", bundle, "--history", "i1", "--index")
+    assert (done.code, remedy in done.err) == (2, True)
+    done = run("items", bundle, "--remove", tmp_path / "gone.txt")
+    assert (done.code, remedy in done.err) == (2, True)
+    assert "or take it out first, by seqrec-fast index --remove" in done.err
+    assert f"the index is not measured: {remedy}" in run("evaluate", bundle, world.log).out
+    assert "index: hnsw (" in run("info", bundle).out
+    assert run("recommend", bundle, "--history", "i1").code == 0
+    done = run("index", bundle, "--k", 5, "--queries", 10)  # puts another in its place
+    assert done.code == 0, done.err
+    assert f"not measured: hnsw: {remedy}" in done.out
+    assert bundles.info(bundle)["index"]["kind"] in ("exact", "ivf-native")
+    assert run("items", bundle, "--remove", tmp_path / "gone.txt").code == 0
+
+
 def test_an_index_of_other_vectors_is_refused(indexed: Path, tmp_path: Path, world: World) -> None:
     content = bundles.load(indexed)
     name = "item_embedding.weight"
