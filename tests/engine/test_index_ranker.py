@@ -160,7 +160,9 @@ def test_impossible_choices_are_named(bundle: Bundle) -> None:
         Recommender(bundle, retrieval="index", weights="int8")
 
 
-BRANDS = ItemTable({"title": [f"T{n}" for n in range(60)], "brand": [f"b{n % 4}" for n in range(60)]})
+BRANDS = ItemTable(
+    {"title": [f"T{n}" for n in range(60)], "brand": [f"b{n % 4}" for n in range(60)]}, "title"
+)
 
 
 @pytest.mark.parametrize(

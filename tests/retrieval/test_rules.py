@@ -238,11 +238,12 @@ def test_too_few_categories_leave_places_open() -> None:
         ({"k": "3"}, "k: expected a whole number, found '3'"),
         ({"k": 2**60}, "k: .* take more memory than there is"),
         ({"allow": [4]}, "allow: found item 4, but the items are 0 to 3"),
-        ({"exclude": JaggedBatch.from_lists([[0], [1]])}, r"exclude: expected one row a query \(1\)"),
+        ({"exclude": JaggedBatch.from_lists([[0], [1]])}, r"exclude: expected one row a query"),
     ],
 )
 def test_a_limited_search_names_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
     limits = retrieval.Limits(retrieval.Rules(TABLE), {"genre": 1})
     index = retrieval.build(np.ones((4, 1)))
+    asked: dict[str, Any] = {"queries": [[1.0]], "k": 3, "limits": limits} | arguments
     with pytest.raises(InputError, match=f"^{message}"):
-        retrieval.search_limited(index, **{"queries": [[1.0]], "k": 3, "limits": limits, **arguments})
+        retrieval.search_limited(index, **asked)
