@@ -161,6 +161,19 @@ def test_filters_after_changes_with_ids_that_stand_twice(arguments: dict[str, An
             same(index.search(QUERIES, k, **given), brute(whole, QUERIES, k, hidden | gone))
 
 
+def test_all_items_go_and_come_back(arguments: dict[str, Any]) -> None:
+    index = retrieval.build(VECTORS, **arguments)
+    assert index.remove(range(300)) == 300
+    nothing = index.search(QUERIES, 5, exclude=JaggedBatch.from_lists([[1]] * 7))
+    assert (len(index), index.size, index.describe()["removed"]) == (0, 300, 300)
+    for found in (nothing, index.search(QUERIES, 5), index.search(QUERIES, 5, allow=[1, 2])):
+        assert (found.ids == -1).all()
+        assert (found.scores == -np.inf).all()
+    index.update(range(300), VECTORS)
+    same(index.search(QUERIES, 300), brute(VECTORS, QUERIES, 300))
+    assert len(index) == 300
+
+
 def test_tensors_stay_what_they_are_whatever_becomes_of_the_index(
     arguments: dict[str, Any],
 ) -> None:
