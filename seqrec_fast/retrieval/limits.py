@@ -154,8 +154,10 @@ def walk(
     found_scores = np.full((queries, k), -np.inf, dtype=np.float32)
     found_ids = np.full((queries, k), -1, dtype=np.int64)
     for at, one in enumerate(walks):
-        found_scores[at, : len(one.ids)] = one.scores
-        found_ids[at, : len(one.ids)] = one.ids
+        own_ids, own = np.array(one.ids, np.int64), np.array(one.scores, np.float32)
+        # An approximate search may find behind a head what it should have found in it.
+        order = np.lexsort((own_ids, -own))
+        found_scores[at, : len(own)], found_ids[at, : len(own)] = own[order], own_ids[order]
     return found_scores, found_ids
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,52 @@ def test_limits_of_tags_with_a_separator_of_their_own() -> None:
         assert found.ids.tolist() == [[0, 3, 4, -1, -1]]
     limits = retrieval.Limits(retrieval.Rules(table), {"class": 1})
     assert (retrieval.search_limited(index, [[1.0]], 5, limits).ids >= 0).all()
+
+
+SEARCHED: dict[str, dict[str, Any]] = {
+    "exact": {"dtype": "int8"},
+    "sharded": {"shards": 3},
+    "ivf-native": {"nlist": 40, "nprobe": 1, "reach": 0},
+}
+if find_spec("faiss"):
+    SEARCHED |= {
+        "flat": {},
+        "ivf": {"nlist": 40, "nprobe": 1},
+        "ivfpq": {"nlist": 40, "nprobe": 1, "nbits": 4},
+        "hnsw": {"m": 2, "ef_search": 2, "ef_construction": 4},
+    }
+
+
+@pytest.mark.parametrize("kind", SEARCHED)
+def test_limits_hold_in_the_search_of_every_kind(kind: str) -> None:
+    """Also where an approximate search finds late what it should have found first."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((600, 8)).astype(np.float32)
+    queries = rng.standard_normal((9, 8)).astype(np.float32)
+    brands = np.minimum(rng.geometric(0.3, 600) - 1, 12)  # a third of all items is of one brand
+    rules = retrieval.Rules(ItemTable({"brand": [f"b{n}" if n else None for n in brands]}))
+    limits = retrieval.Limits(rules, {"brand": 2})
+    index = retrieval.build(vectors, kind=kind, **SEARCHED[kind])
+    index.remove(range(0, 600, 7))
+    mask = (rng.random(600) < 0.9) & (brands > 0)
+    seen = JaggedBatch.from_lists(rng.integers(0, 600, (9, 40)))
+    exact = retrieval.build(vectors)
+    exact.remove(range(0, 600, 7))
+    for k in (5, 20, 40):
+        found = retrieval.search_limited(index, queries, k, limits, exclude=seen, allow=mask)
+        best = retrieval.search_limited(exact, queries, k, limits, exclude=seen, allow=mask)
+        if index.exact:
+            np.testing.assert_array_equal(found.ids, best.ids)
+        np.testing.assert_array_equal(found.ids >= 0, best.ids >= 0)  # as many, wherever they are
+        with np.errstate(invalid="ignore"):
+            assert not (np.diff(found.scores, axis=1) > 0).any()
+        for ids, hidden in zip(found.ids, seen, strict=True):
+            ids = ids[ids >= 0]
+            assert np.bincount(brands[ids]).max() <= 2
+            assert mask[ids].all()
+            assert (ids % 7 > 0).all()
+            assert not set(ids.tolist()) & set(hidden.tolist())
+            assert len(np.unique(ids)) == len(ids)
 
 
 def test_a_table_of_other_items_is_refused() -> None:
