@@ -229,7 +229,7 @@ def test_limits_hold_in_the_search_of_every_kind(kind: str) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((600, 8)).astype(np.float32)
     queries = rng.standard_normal((9, 8)).astype(np.float32)
-    brands = np.minimum(rng.geometric(0.3, 600) - 1, 12)  # a third of all items is of one brand
+    brands = np.minimum(rng.geometric(0.3, 600) - 1, 12)  # few have most items
     rules = retrieval.Rules(ItemTable({"brand": [f"b{n}" if n else None for n in brands]}))
     limits = retrieval.Limits(rules, {"brand": 2})
     index = retrieval.build(vectors, kind=kind, **SEARCHED[kind])
