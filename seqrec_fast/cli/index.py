@@ -167,6 +167,7 @@ def _made(args: Namespace, bundle: Bundle) -> dict[str, Any]:
         **(index.measured or {}),
         "measured_on": queries.source,
         "cpu": result["cpu"],
+        "items": len(index),
     }
     bundle.index = index.to_tensors()
     target = result.get("target")

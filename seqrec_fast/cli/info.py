@@ -245,7 +245,8 @@ def _describe_faiss(found: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"{', '.join(kinds)}: {reason}" for reason, kinds in reasons.items())]
 
 
-def _describe_index(found: Mapping[str, Any]) -> str:
+def _describe_index(found: Mapping[str, Any], items: int) -> str:
+    """Kind, options and what was measured; and of how many items, where there are others now."""
     options = ", ".join(f"{name} {value}" for name, value in found["options"].items())
     measured = found["measured"] or {}
     told = f"index: {found['kind']} ({options})"
@@ -253,6 +254,8 @@ def _describe_index(found: Mapping[str, Any]) -> str:
         told += f", recall@{measured['k']} {measured['recall']:.4f}"
     if "measured_on" in measured:
         told += f", measured on {measured['measured_on']}"
+    if measured.get("items", items) != items:
+        told += f", when there were {measured['items']:,} items"
     return told
 
 
@@ -281,7 +284,7 @@ def _describe_bundle(found: Mapping[str, Any]) -> str:
         columns = ", ".join(f"{name} ({kind})" for name, kind in table_facts["columns"].items())
         lines.append(f"item table, for titles, rules and limits: {columns}")
     if found["index"] is not None:
-        lines.append(_describe_index(found["index"]))
+        lines.append(_describe_index(found["index"], found["num_items"] - found["removed"]))
     metrics = found["metrics"]
     figures = {
         name: metrics[name]

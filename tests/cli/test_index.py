@@ -145,6 +145,10 @@ def test_recall_is_that_of_the_items_that_are_left(
     said = run("info", bundle).out
     assert f"{ITEMS} items ({ITEMS - left} of them removed)" in said
     assert f"recall@{left} 1.0000" in said
+    assert "when there were" not in said
+    (tmp_path / "gone.txt").write_text("i1")
+    assert run("items", bundle, "--remove", tmp_path / "gone.txt").code == 0
+    assert f"when there were {left} items" in run("info", bundle).out
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivfpq", "hnsw"])
