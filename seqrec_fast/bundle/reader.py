@@ -244,7 +244,10 @@ def _index_facts(folder: Folder) -> dict[str, Any]:
         except InputError as error:
             raise folder.refuse(INDEX, error) from None
     names = ("kind", "metric", "dim", "size", "options", "measured")
-    return {name: meta.get(name) for name in names}
+    facts = {name: meta.get(name) for name in names}
+    if not isinstance(facts["options"], dict) or not isinstance(facts["measured"] or {}, dict):
+        raise folder.refuse(INDEX, "its options or what was measured are no objects; it was altered")
+    return facts
 
 
 def _checked(folder: Folder, check: Callable[..., T], *arguments: Any) -> T:

@@ -250,12 +250,13 @@ def _describe_index(found: Mapping[str, Any], items: int) -> str:
     options = ", ".join(f"{name} {value}" for name, value in found["options"].items())
     measured = found["measured"] or {}
     told = f"index: {found['kind']} ({options})"
-    if "recall" in measured and "k" in measured:
-        told += f", recall@{measured['k']} {measured['recall']:.4f}"
+    recall, then = measured.get("recall"), measured.get("items")
+    if isinstance(recall, (int, float)) and "k" in measured:
+        told += f", recall@{measured['k']} {recall:.4f}"
     if "measured_on" in measured:
         told += f", measured on {measured['measured_on']}"
-    if measured.get("items", items) != items:
-        told += f", when there were {measured['items']:,} items"
+    if isinstance(then, int) and then != items:
+        told += f", when there were {then:,} items"
     return told
 
 
