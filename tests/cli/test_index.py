@@ -19,6 +19,7 @@ from seqrec_fast.retrieval import KINDS, tuning
 from seqrec_fast.retrieval.exact import ExactIndex
 from tests.cli.support import ITEMS, USERS, World, run
 from tests.retrieval import fake_faiss_gpu
+from tests.serving.conftest import Server
 
 
 @pytest.fixture(autouse=True)
@@ -405,3 +406,41 @@ def test_through_the_index_holds_for_a_swap(indexed: Path) -> None:
     recommender = sf.Recommender.load(indexed, retrieval="index")
     recommender.swap(indexed)
     assert recommender.info()["index"]["measured"]["k"] == 5
+
+
+def test_serve_goes_through_the_index(indexed: Path, tmp_path: Path) -> None:
+    httpx = pytest.importorskip("httpx")
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("fastapi")
+    path = tmp_path / "bundle"
+    content = bundles.load(indexed)
+    assert content.index is not None
+    index = retrieval.from_tensors(content.index)
+    index.remove([2])  # which tells the index from the exact search
+    content.index = index.to_tensors()
+    bundles.save(content, path)
+    through = sf.Recommender.load(path, retrieval="index")
+    server = Server(path, "--index", "--threads", 1, "--allow-reload", "--grace", 0)
+    try:
+        for options in (
+            {},
+            {"limit": {"title": 1}, "where": {"title": {"not": "no such title"}}},
+            {"deny": ["i3", "i4"], "allow": [f"i{n}" for n in range(20)]},
+        ):
+            body = {"history": ["i1", "i9"], "k": ITEMS, **options}
+            answer = httpx.post(f"{server.url}/recommend", json=body).json()
+            wanted = through.recommend([["i1", "i9"]], ITEMS, **options)[0]
+            assert answer["items"] == wanted.items.tolist()
+            assert "i2" not in answer["items"]
+        assert "i2" in sf.Recommender.load(path).recommend([["i1", "i9"]], ITEMS)[0].items
+        content.index = None
+        bundles.save(content, path)
+        refused = httpx.post(f"{server.url}/admin/reload")
+        assert refused.status_code == 422
+        assert "the bundle has no index; make one with seqrec-fast index" in refused.json()["error"]
+        assert httpx.post(f"{server.url}/recommend", json=body).json() == answer
+    finally:
+        server.end()
+    done = run("serve", path, "--index", "--port", 0)
+    assert done.code == 2
+    assert "the bundle has no index" in done.err
