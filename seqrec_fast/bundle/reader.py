@@ -211,9 +211,7 @@ def _info(folder: Folder) -> dict[str, Any]:
     }
 
 
-def _one_tensor(
-    folder: Folder, name: str, tensor: str
-) -> tuple[list[Entry], NDArray[Any] | None]:
+def _one_tensor(folder: Folder, name: str, tensor: str) -> tuple[list[Entry], NDArray[Any] | None]:
     """The header of a file, and one of its tensors where it is there."""
     stream, size = folder.open(name, memory())
     with stream:
@@ -246,7 +244,9 @@ def _index_facts(folder: Folder) -> dict[str, Any]:
     names = ("kind", "metric", "dim", "size", "options", "measured")
     facts = {name: meta.get(name) for name in names}
     if not isinstance(facts["options"], dict) or not isinstance(facts["measured"] or {}, dict):
-        raise folder.refuse(INDEX, "its options or what was measured are no objects; it was altered")
+        raise folder.refuse(
+            INDEX, "its options or what was measured are no objects; it was altered"
+        )
     return facts
 
 

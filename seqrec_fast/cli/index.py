@@ -184,9 +184,7 @@ def _made(args: Namespace, bundle: Bundle) -> dict[str, Any]:
     return {"bundle": args.bundle, **result}
 
 
-def _chosen(
-    args: Namespace, vectors: Any, rows: Any, removed: Any
-) -> tuple[Any, dict[str, Any]]:
+def _chosen(args: Namespace, vectors: Any, rows: Any, removed: Any) -> tuple[Any, dict[str, Any]]:
     from seqrec_fast.retrieval.tuning import tune
 
     progress = _Progress()
@@ -207,9 +205,7 @@ def _chosen(
     return found.best, found.to_dict()
 
 
-def _given(
-    args: Namespace, vectors: Any, rows: Any, removed: Any
-) -> tuple[Any, dict[str, Any]]:
+def _given(args: Namespace, vectors: Any, rows: Any, removed: Any) -> tuple[Any, dict[str, Any]]:
     import time
 
     from seqrec_fast.retrieval import build
@@ -328,4 +324,3 @@ def _place(path: str) -> Path:
                 f"BUNDLE: {path} also holds {foreign[0]!r}, which would be lost; move it away first"
             )
     return place
-

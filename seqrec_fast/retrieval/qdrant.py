@@ -145,7 +145,7 @@ class QdrantIndex(Index):
         """
         view = copy.copy(self)
         view._where = [*self._where, condition]
-        view._origin = self._origin or self
+        view._origin = self if self._origin is None else self._origin
         return view
 
     def set_payload(self, ids: Sequence[int], payload: Mapping[str, Any]) -> None:
