@@ -135,7 +135,9 @@ def write_whole(path: Path, fill: Callable[[IO[bytes]], None], what: str) -> Non
         with stream:
             fill(stream)
             os.fsync(stream.fileno())
-        os.rename(scratch, target)
+            with alone(target.parent):  # others tidy away what is closed and has a scratch name
+                stream.close()
+                os.rename(scratch, target)
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

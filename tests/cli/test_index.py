@@ -416,7 +416,7 @@ def test_serve_goes_through_the_index(indexed: Path, tmp_path: Path) -> None:
     content = bundles.load(indexed)
     assert content.index is not None
     index = retrieval.from_tensors(content.index)
-    index.remove([2])  # which tells the index from the exact search
+    index.remove(content.items.encode(["i2"]))  # which tells the index from the exact search
     content.index = index.to_tensors()
     bundles.save(content, path)
     through = sf.Recommender.load(path, retrieval="index")

@@ -28,7 +28,7 @@ from tests.bundle.conftest import make_bundle
 ROOT = Path(__file__).resolve().parents[2]
 
 DRIVER = """
-import json, os, random, signal, sys, time
+import json, os, random, signal, sys, time, traceback
 import numpy as np
 from seqrec_fast import bundle as bundles, retrieval
 from seqrec_fast.bundle import catalogue
@@ -141,6 +141,8 @@ for number in range(3):
     if not child:
         try:
             one(number)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     children.append(child)
