@@ -301,3 +301,34 @@ def test_searches_while_it_changes(arguments: dict[str, Any]) -> None:
         thread.join()
     assert not wrong
     assert index.search(query, 1).ids.item() == 15 + 59
+
+
+def test_searches_while_items_get_new_vectors(arguments: dict[str, Any]) -> None:
+    """An item is found once, with the score of some moment, and never goes back to an older one."""
+    unit = np.eye(16, dtype=np.float32)
+    index = retrieval.build(unit, **arguments)
+    wrong: list[Any] = []
+    done = threading.Event()
+
+    def search() -> None:
+        last = 1.0
+        while not done.is_set():
+            scores, ids = index.search(unit[:1], 16, deny=[15])
+            found = ids[0][ids[0] >= 0].tolist()
+            score = float(scores[0, 0])
+            if len(set(found)) != len(found) or score < last or score != round(score):
+                wrong.append((last, scores, ids))
+            last = score
+
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(2, 40):
+        index.update([number % 14], unit[:1] * number)  # the best so far
+        index.update([(number + 7) % 14], unit[1:2])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    scores, ids = index.search(unit[:1], 1)
+    assert (ids.item(), scores.item()) == (39 % 14, 39.0)
