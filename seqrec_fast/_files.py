@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +19,9 @@ fcntl: Any = None
 with contextlib.suppress(ImportError):  # not on Windows
     import fcntl
 
-__all__ = ["checked_path", "hold", "open_plain", "scratch_name", "tidy", "write_whole"]
+__all__ = ["alone", "checked_path", "hold", "open_plain", "scratch_name", "tidy", "write_whole"]
+
+_PATIENCE = 10.0  # seconds to wait for others who save in the same folder
 
 
 def checked_path(path: str | os.PathLike[str], what: str) -> Path:
@@ -52,6 +55,40 @@ def hold(descriptor: int) -> None:
     if fcntl is not None:
         with contextlib.suppress(OSError):  # a file system without locks: nothing is tidied there
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps others who save in a folder waiting: for steps that two may not take at once.
+
+    Where the file system has no locks, or somebody keeps one for seconds, nobody waits any longer.
+    """
+    descriptor = -1
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        _lock(descriptor)
+    try:
+        yield
+    finally:
+        if descriptor >= 0:
+            if fcntl is not None:  # a process forked meanwhile has the lock too until it is undone
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is None:
+        return
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return
+            time.sleep(0.002)
 
 
 def tidy(target: Path) -> None:
@@ -91,12 +128,16 @@ def write_whole(path: Path, fill: Callable[[IO[bytes]], None], what: str) -> Non
     target = Path(os.path.realpath(path))
     scratch = scratch_name(target)
     try:
-        tidy(target)
-        with open(scratch, "xb", buffering=0) as stream:
+        with alone(target.parent):
+            tidy(target)
+            stream = open(scratch, "xb", buffering=0)  # noqa: SIM115
             hold(stream.fileno())
+        with stream:
             fill(stream)
             os.fsync(stream.fileno())
-        os.rename(scratch, target)
+            with alone(target.parent):  # others tidy away what is closed and has a scratch name
+                stream.close()
+                os.rename(scratch, target)
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

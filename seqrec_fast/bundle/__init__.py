@@ -10,7 +10,8 @@ anything big is allocated. Writing is atomic.
 from __future__ import annotations
 
 from seqrec_fast.bundle.content import Bundle
+from seqrec_fast.bundle.folder import stamp
 from seqrec_fast.bundle.reader import info, load
 from seqrec_fast.bundle.writer import save
 
-__all__ = ["Bundle", "info", "load", "save"]
+__all__ = ["Bundle", "info", "load", "save", "stamp"]

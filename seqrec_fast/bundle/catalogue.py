@@ -19,7 +19,7 @@ from seqrec_fast.bundle.content import Bundle
 from seqrec_fast.bundle.item_features import BOOST, ItemRegression, Quality
 from seqrec_fast.data.items import ItemTable
 from seqrec_fast.data.vocabulary import Vocabulary, is_canonical_integer
-from seqrec_fast.errors import InputError
+from seqrec_fast.errors import DeviceError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from seqrec_fast.retrieval import Index
@@ -88,6 +88,7 @@ def change(
 
     Raises:
         InputError: names the argument and the item.
+        DeviceError, MissingExtraError: the bundle has an index of a kind that can't be used here.
     """
     lists = {"add": add, "remove": remove, "like": like, "vectors": vectors}
     for name, listed in lists.items():
@@ -134,7 +135,13 @@ def change(
     if bundle.index is not None:
         from seqrec_fast.retrieval import from_tensors
 
-        index = from_tensors(bundle.index)
+        try:
+            index = from_tensors(bundle.index)
+        except (DeviceError, MissingExtraError) as error:
+            raise type(error)(
+                f"the index of the bundle can't follow here: {error}; or take it out first, by "
+                f"seqrec-fast index --remove"
+            ) from None
         update_index(index, bundle, after)
         after.index = index.to_tensors()
     return Changed(

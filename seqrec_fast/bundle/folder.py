@@ -24,7 +24,7 @@ from seqrec_fast.bundle.jsonio import MAX_BYTES, parse_object, render
 from seqrec_fast.bundle.tensorfile import Entry, read_header, read_tensors
 from seqrec_fast.errors import BundleError, InputError
 
-__all__ = ["Folder", "aside_name", "memory", "sealed"]
+__all__ = ["Folder", "aside_name", "memory", "sealed", "stamp"]
 
 
 class Folder:
@@ -197,6 +197,23 @@ class Folder:
         for name in REQUIRED:
             if name not in files:
                 raise InputError(f"it does not name {name}; the bundle is incomplete")
+
+
+def stamp(path: str | os.PathLike[str]) -> str:
+    """Names the bundle that stands at a path, so that :func:`save` replaces no other.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        Text that differs for bundles of other contents; empty where there is no bundle.
+    """
+    try:
+        stream, size = Folder(Path(path)).open(MANIFEST, MAX_BYTES)
+    except (BundleError, ValueError):
+        return ""  # what is wrong is told by loading
+    with stream:
+        return hashlib.sha256(_exactly(stream, size)).hexdigest()
 
 
 def sealed(manifest: dict[str, Any]) -> bytes:

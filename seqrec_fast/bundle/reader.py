@@ -31,8 +31,8 @@ from seqrec_fast.bundle.content import (
     config_num_items,
 )
 from seqrec_fast.bundle.folder import Folder, memory
-from seqrec_fast.bundle.tensorfile import Entry, read_header
-from seqrec_fast.data.items import ItemTable
+from seqrec_fast.bundle.tensorfile import Entry, read_header, read_one
+from seqrec_fast.data.items import ItemTable, read_schema
 from seqrec_fast.data.vocabulary import Vocabulary
 from seqrec_fast.errors import BundleError, InputError
 
@@ -79,13 +79,15 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: the folder.
 
     Returns:
-        ``path, format_version, library_version, created, model, num_items, parameters, bytes,
-        files`` (name to size), ``config, metrics, training, cleaning``, and ``index``: the facts of
-        the index, or ``None``; ready for JSON.
+        ``path, format_version, library_version, created, model, num_items, removed`` (how many of
+        the items are not recommended any more), ``parameters, bytes, files`` (name to size),
+        ``config, metrics, training, cleaning, item_table`` (``title``, and ``columns``: name to
+        ``"text"`` or ``"number"``; or ``None``), and ``index``: the facts of the index, or
+        ``None``; ready for JSON.
 
     Raises:
-        BundleError: as :func:`load`; the contents of the weights, the vocabulary and the item table
-            are not read, so that a fault in them goes unnoticed here.
+        BundleError: as :func:`load`; the weights, the ids and the cells of the item table are not
+            read, so that a fault in them goes unnoticed here.
     """
     return _consistently(Path(path), _info)
 
@@ -180,13 +182,10 @@ def _info(folder: Folder) -> dict[str, Any]:
     folder.read_manifest(verify=True)
     config = folder.object(MODEL, verify=True)
     num_items = _checked(folder, config_num_items, config)
-    stream, size = folder.open(WEIGHTS, memory())
-    with stream:
-        folder.check_size(WEIGHTS, size)
-        try:
-            entries = read_header(stream, size, lambda _: None)
-        except InputError as error:
-            raise folder.refuse(WEIGHTS, error) from None
+    entries, _ = _one_tensor(folder, WEIGHTS, "")
+    removed = _one_tensor(folder, VOCABULARY, "removed")[1]
+    if removed is not None:
+        _checked(folder, check_removed, num_items, removed)
     sizes = {name: stated for name, (_, stated) in sorted(folder.files.items())}
     for name in sizes:
         stream, size = folder.open(name, memory())
@@ -199,6 +198,7 @@ def _info(folder: Folder) -> dict[str, Any]:
         "created": folder.manifest["created"],
         "model": config["model"],
         "num_items": num_items,
+        "removed": 0 if removed is None else int(np.count_nonzero(removed)),
         "parameters": sum(int(np.prod(entry.shape, dtype=np.int64)) for entry in entries),
         "bytes": sum(sizes.values()),
         "files": sizes,
@@ -206,8 +206,29 @@ def _info(folder: Folder) -> dict[str, Any]:
         "metrics": folder.object(METRICS, verify=True),
         "cleaning": folder.object(CLEANING, verify=True),
         "training": folder.object(TRAINING, verify=True),
+        "item_table": _table_facts(folder) if ITEMS in folder.files else None,
         "index": _index_facts(folder) if INDEX in folder.files else None,
     }
+
+
+def _one_tensor(folder: Folder, name: str, tensor: str) -> tuple[list[Entry], NDArray[Any] | None]:
+    """The header of a file, and one of its tensors where it is there."""
+    stream, size = folder.open(name, memory())
+    with stream:
+        folder.check_size(name, size)
+        try:
+            entries = read_header(stream, size, lambda _: None)
+            return entries, read_one(stream, entries, tensor)
+        except InputError as error:
+            raise folder.refuse(name, error) from None
+
+
+def _table_facts(folder: Folder) -> dict[str, Any]:
+    """The columns of the item table; its cells are not read."""
+    schema = _one_tensor(folder, ITEMS, "schema")[1]
+    tensors = {} if schema is None else {"schema": schema}
+    title, columns = _made(folder, ITEMS, read_schema, tensors)
+    return {"title": title, "columns": dict(columns)}
 
 
 def _index_facts(folder: Folder) -> dict[str, Any]:
@@ -221,7 +242,12 @@ def _index_facts(folder: Folder) -> dict[str, Any]:
         except InputError as error:
             raise folder.refuse(INDEX, error) from None
     names = ("kind", "metric", "dim", "size", "options", "measured")
-    return {name: meta.get(name) for name in names}
+    facts = {name: meta.get(name) for name in names}
+    if not isinstance(facts["options"], dict) or not isinstance(facts["measured"] or {}, dict):
+        raise folder.refuse(
+            INDEX, "its options or what was measured are no objects; it was altered"
+        )
+    return facts
 
 
 def _checked(folder: Folder, check: Callable[..., T], *arguments: Any) -> T:

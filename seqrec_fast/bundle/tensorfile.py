@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from seqrec_fast.bundle.jsonio import parse_object
 from seqrec_fast.errors import InputError
 
-__all__ = ["Entry", "header", "read_header", "read_tensors", "write_tensors"]
+__all__ = ["Entry", "header", "read_header", "read_one", "read_tensors", "write_tensors"]
 
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_DIMENSIONS = 8
@@ -153,6 +153,27 @@ def read_tensors(
             raise InputError(f"tensor {entry.name[:80]!r} holds a truth value other than 0 and 1")
         tensors[entry.name] = array
     return tensors
+
+
+def read_one(stream: IO[bytes], entries: list[Entry], name: str) -> NDArray[Any] | None:
+    """One tensor alone.
+
+    Args:
+        stream: at the first byte of the data.
+        entries: from :func:`read_header`.
+        name: of the tensor.
+
+    Returns:
+        The tensor, or ``None`` where there is none of that name.
+
+    Raises:
+        InputError: as :func:`read_tensors`.
+    """
+    for entry in entries:
+        if entry.name == name:
+            stream.seek(entry.begin, os.SEEK_CUR)
+            return read_tensors(stream, [entry], None)[name]
+    return None
 
 
 def _is_large(entry: Entry) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec_fast import __version__
-from seqrec_fast._files import hold, scratch_name, tidy
+from seqrec_fast._files import alone, hold, scratch_name, tidy
 from seqrec_fast.bundle.content import (
     CLEANING,
     FORMAT,
@@ -41,7 +41,7 @@ from seqrec_fast.bundle.content import (
     config_num_items,
     name_problem,
 )
-from seqrec_fast.bundle.folder import aside_name, sealed
+from seqrec_fast.bundle.folder import aside_name, sealed, stamp
 from seqrec_fast.bundle.jsonio import MAX_BYTES, parse_object, render
 from seqrec_fast.bundle.tensorfile import header, write_tensors
 from seqrec_fast.errors import InputError
@@ -51,21 +51,30 @@ __all__ = ["save"]
 _Write = Callable[[Callable[[Any], None]], None]
 
 
-def save(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+def save(
+    bundle: Bundle,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = True,
+    after: str | None = None,
+) -> None:
     """Writes a bundle; a bundle that is there already is replaced in one step.
 
     All files are written to a hidden folder beside ``path`` and brought to the disk before that
-    folder takes its name. Whoever reads meanwhile gets the old bundle or the new one.
+    folder takes its name. Whoever reads meanwhile gets the old bundle or the new one. Of several
+    processes that save at once, each waits for its turn, and the last one stays.
 
     Args:
         bundle: what to write.
         path: the folder; missing parents are made. A symbolic link to a folder is followed.
         overwrite: replace a bundle that is there.
+        after: the :func:`stamp` of the bundle that this one was made from: no other is replaced, so
+            that a change which somebody saved meanwhile is not lost.
 
     Raises:
         InputError: contents that a bundle can't hold, something at ``path`` that is not a bundle,
-            ``overwrite=False`` and there is one, or the system refused (no space, no permission).
-            Nothing new is left behind.
+            ``overwrite=False`` and there is one, another one than ``after`` says, or the system
+            refused (no space, no permission). Nothing new is left behind.
     """
     contents = _contents(bundle)
     target = Path(os.path.realpath(path))
@@ -73,15 +82,17 @@ def save(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: bool = True
     scratch = scratch_name(target)
     held = -1
     try:
-        tidy(target)
-        _recover(target)
-        _check_target(target, overwrite)
         made = _make_parents(target.parent)
-        scratch.mkdir()
-        held = os.open(scratch, os.O_RDONLY)
-        hold(held)
+        with alone(target.parent):
+            tidy(target)
+            _check_target(target, overwrite, after)
+            scratch.mkdir()
+            held = os.open(scratch, os.O_RDONLY)
+            hold(held)
         _write_files(scratch, contents)
-        _swap(scratch, target)
+        with alone(target.parent):
+            _check_target(target, overwrite, after)  # another may have come meanwhile
+            _swap(scratch, target)
     except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
         for folder in reversed(made):
@@ -226,8 +237,14 @@ def _recover(target: Path) -> None:
             os.rename(aside, target)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Refuses to replace anything but a bundle (or an empty folder)."""
+def _check_target(target: Path, overwrite: bool, after: str | None) -> None:
+    """Refuses to replace anything but a bundle (or an empty folder), or another than ``after``."""
+    _recover(target)
+    if after is not None and stamp(target) != after:
+        raise InputError(
+            f"{target}: another bundle took its place meanwhile, from which this one was not made; "
+            f"make it again"
+        )
     if not target.exists():
         return
     if not target.is_dir():

@@ -330,7 +330,7 @@ def _figures(
         found[form] = figures
         if form != "float32":
             continue
-        ranker = open_index(bundle.index, vectors, bias, wanted=args.index)
+        ranker = open_index(bundle.index, vectors, bias, bundle.removed, wanted=args.index)
         if isinstance(ranker, str):
             found_index["reason"] = ranker
         elif ranker is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from seqrec_fast.errors import MissingExtraError
+from seqrec_fast.errors import DeviceError, MissingExtraError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,7 @@ def open_index(
     stored: Mapping[str, NDArray[Any]] | None,
     items: NDArray[np.float32],
     bias: NDArray[np.float32] | None,
+    removed: NDArray[np.bool_] | None,
     *,
     wanted: bool,
 ) -> IndexRanker | str | None:
@@ -46,15 +47,16 @@ def open_index(
 
     Raises:
         InputError: it is damaged; or ``wanted`` and there is none.
-        MissingExtraError: it is ``wanted``, and its kind needs a library that is not installed.
+        DeviceError, MissingExtraError: it is ``wanted``, and its kind needs a GPU or a library that
+            is not there.
     """
     from seqrec_fast.engine.index_ranker import IndexRanker
 
     if stored is None and not wanted:
         return None
     try:
-        return IndexRanker.of(stored, items, bias)
-    except MissingExtraError as error:
+        return IndexRanker.of(stored, items, bias, removed)
+    except (DeviceError, MissingExtraError) as error:
         if wanted:
             raise
         return str(error)

@@ -111,12 +111,12 @@ def run(args: Namespace) -> int:
     _check(args)
     from seqrec_fast import bundle as bundles
 
-    seen = _manifest(args.bundle)
+    seen = bundles.stamp(args.bundle)
     bundle = bundles.load(args.bundle, mmap=True, index=False)
     place = _place(args.bundle)
     bundle.extra_files.pop(_PICTURE, None)
     if args.remove:
-        bundles.save(bundle, place)
+        bundles.save(bundle, place, after=seen)
         result: dict[str, Any] = {"bundle": args.bundle, "index": None}
         if args.json:
             print_json(result)
@@ -124,12 +124,7 @@ def run(args: Namespace) -> int:
             say(f"{args.bundle} has no index now")
         return 0
     result = _made(args, bundle)
-    if _manifest(args.bundle) != seen:
-        raise InputError(
-            f"{args.bundle}: another bundle took its place meanwhile, to which this index does not "
-            f"belong; run the command again"
-        )
-    bundles.save(bundle, place)
+    bundles.save(bundle, place, after=seen)
     if args.json:
         print_json(result)
     else:
@@ -160,20 +155,20 @@ def _made(args: Namespace, bundle: Bundle) -> dict[str, Any]:
     # Of several interests a user each is a query of its own, as it is when it is served.
     each = queries.embeddings.reshape(-1, queries.embeddings.shape[-1])
     rows = query_rows(each, encoder.item_bias)
-    say(f"measuring on {queries.source}", quiet=args.json)
-    index, result = (
-        _chosen(args, vectors, rows) if args.kind == "auto" else _given(args, vectors, rows)
-    )
+    removed = np.empty(0, np.int64) if bundle.removed is None else np.flatnonzero(bundle.removed)
+    left = f"; {len(removed):,} removed items are left out" if len(removed) else ""
+    say(f"measuring on {queries.source}{left}", quiet=args.json)
+    find = _chosen if args.kind == "auto" else _given
+    index, result = find(args, vectors, rows, removed)
+    result["removed"] = len(removed)
     result["measured_on"] = queries.source
     result["cpu"] = cpu_name()
     index.measured = {
         **(index.measured or {}),
         "measured_on": queries.source,
         "cpu": result["cpu"],
+        "items": len(index),
     }
-    if bundle.removed is not None:
-        # after it was measured, over all items: from here on these are not found
-        index.remove(np.flatnonzero(bundle.removed))
     bundle.index = index.to_tensors()
     target = result.get("target")
     if not args.json:
@@ -189,7 +184,7 @@ def _made(args: Namespace, bundle: Bundle) -> dict[str, Any]:
     return {"bundle": args.bundle, **result}
 
 
-def _chosen(args: Namespace, vectors: Any, rows: Any) -> tuple[Any, dict[str, Any]]:
+def _chosen(args: Namespace, vectors: Any, rows: Any, removed: Any) -> tuple[Any, dict[str, Any]]:
     from seqrec_fast.retrieval.tuning import tune
 
     progress = _Progress()
@@ -202,6 +197,7 @@ def _chosen(args: Namespace, vectors: Any, rows: Any) -> tuple[Any, dict[str, An
             threads=args.threads,
             budget=args.budget,
             seed=args.seed,
+            removed=removed,
             say=progress,
         )
     finally:
@@ -209,7 +205,7 @@ def _chosen(args: Namespace, vectors: Any, rows: Any) -> tuple[Any, dict[str, An
     return found.best, found.to_dict()
 
 
-def _given(args: Namespace, vectors: Any, rows: Any) -> tuple[Any, dict[str, Any]]:
+def _given(args: Namespace, vectors: Any, rows: Any, removed: Any) -> tuple[Any, dict[str, Any]]:
     import time
 
     from seqrec_fast.retrieval import build
@@ -219,7 +215,8 @@ def _given(args: Namespace, vectors: Any, rows: Any) -> tuple[Any, dict[str, Any
     began = time.perf_counter()
     index = build(vectors, args.kind, **options)
     seconds = time.perf_counter() - began
-    found = measure(index, vectors, rows, args.k, threads=args.threads)
+    index.remove(removed)
+    found = measure(index, vectors, rows, args.k, threads=args.threads, removed=removed)
     index.measured = {**found, "build_seconds": seconds}
     trial = {
         "kind": args.kind,
@@ -327,10 +324,3 @@ def _place(path: str) -> Path:
                 f"BUNDLE: {path} also holds {foreign[0]!r}, which would be lost; move it away first"
             )
     return place
-
-
-def _manifest(path: str) -> bytes:
-    try:
-        return (Path(path) / "manifest.json").read_bytes()
-    except (OSError, ValueError):
-        return b""  # what is wrong is told by loading

@@ -245,14 +245,18 @@ def _describe_faiss(found: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"{', '.join(kinds)}: {reason}" for reason, kinds in reasons.items())]
 
 
-def _describe_index(found: Mapping[str, Any]) -> str:
+def _describe_index(found: Mapping[str, Any], items: int) -> str:
+    """Kind, options and what was measured; and of how many items, where there are others now."""
     options = ", ".join(f"{name} {value}" for name, value in found["options"].items())
     measured = found["measured"] or {}
     told = f"index: {found['kind']} ({options})"
-    if "recall" in measured and "k" in measured:
-        told += f", recall@{measured['k']} {measured['recall']:.4f}"
+    recall, then = measured.get("recall"), measured.get("items")
+    if isinstance(recall, (int, float)) and "k" in measured:
+        told += f", recall@{measured['k']} {recall:.4f}"
     if "measured_on" in measured:
         told += f", measured on {measured['measured_on']}"
+    if isinstance(then, int) and then != items:
+        told += f", when there were {then:,} items"
     return told
 
 
@@ -261,8 +265,9 @@ def _describe_bundle(found: Mapping[str, Any]) -> str:
     options = ", ".join(
         f"{name} {value}" for name, value in found["config"].items() if name != "model"
     )
+    removed = f" ({found['removed']:,} of them removed)" if found["removed"] else ""
     lines = [
-        f"{found['path']}: {found['model']}, {found['num_items']:,} items, "
+        f"{found['path']}: {found['model']}, {found['num_items']:,} items{removed}, "
         f"{found['parameters']:,} parameters, {found['bytes']:,} bytes",
         f"format {found['format_version']}, written {found['created']} by seqrec-fast "
         f"{found['library_version']}",
@@ -276,8 +281,11 @@ def _describe_bundle(found: Mapping[str, Any]) -> str:
         )
     if log := training.get("source", {}).get("log"):
         lines.append(f"log: {log}")
+    if (table_facts := found["item_table"]) is not None:
+        columns = ", ".join(f"{name} ({kind})" for name, kind in table_facts["columns"].items())
+        lines.append(f"item table, for titles, rules and limits: {columns}")
     if found["index"] is not None:
-        lines.append(_describe_index(found["index"]))
+        lines.append(_describe_index(found["index"], found["num_items"] - found["removed"]))
     metrics = found["metrics"]
     figures = {
         name: metrics[name]

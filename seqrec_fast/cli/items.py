@@ -73,6 +73,7 @@ def run(args: Namespace) -> int:
     if args.out is not None:
         out = check_output(args.out, "--out", marker="manifest.json")
     gone = [] if args.remove is None else read_ids("--remove", args.remove)
+    seen = bundles.stamp(args.bundle)
     content = bundles.load(args.bundle)
     added = _Added([], None, None, None)
     if args.add is not None:
@@ -86,7 +87,8 @@ def run(args: Namespace) -> int:
         remove=gone,
         **({} if args.boost is None else {"boost": args.boost}),
     )
-    bundles.save(done.bundle, out)
+    itself = out.resolve() == Path(args.bundle).resolve()
+    bundles.save(done.bundle, out, after=seen if itself else None)
     facts = _facts(done, out)
     if args.json:
         print_json(facts)

@@ -13,6 +13,7 @@ from seqrec_fast.errors import InputError
 __all__ = ["add_diversity_argument", "add_rule_arguments", "read_limits", "read_where"]
 
 _FORM = re.compile(r"(.+?)(!=|>=|<=|=)(.*)", re.DOTALL)
+_MOST_DIGITS = 18  # more items than there are; int refuses thousands of digits by itself
 
 
 def add_rule_arguments(parser: ArgumentParser) -> None:
@@ -87,8 +88,10 @@ def read_limits(args: Namespace) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for text in args.limit or []:
         column, count = _pair("--limit", text, "N")
-        if not count.isdecimal():
-            raise InputError(f"--limit {text!r}: {count!r} is not a whole number")
+        if not count.isdecimal() or len(count) > _MOST_DIGITS:
+            raise InputError(
+                f"--limit {text[:60]!r}: {count[:40]!r} is not a whole number below 10^18"
+            )
         if column in found:
             raise InputError(f"--limit {text!r}: {column} stands there twice")
         most = int(count)

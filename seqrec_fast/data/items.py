@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from seqrec_fast.data.packing import pack_text, unpack_text
 from seqrec_fast.errors import InputError
 
-__all__ = ["ItemTable"]
+__all__ = ["ItemTable", "read_schema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class ItemTable:
         Raises:
             InputError: arrays missing or left over, wrong types or shapes, text that is not UTF-8.
         """
-        title, schema = _read_schema(tensors)
+        title, schema = read_schema(tensors)
         columns: dict[str, list[str | None] | NDArray[Any]] = {}
         used = {"schema"}
         for number, (name, kind) in enumerate(schema):
@@ -182,7 +182,15 @@ class ItemTable:
         return cls(columns, title)
 
 
-def _read_schema(tensors: Mapping[str, NDArray[Any]]) -> tuple[str | None, list[tuple[str, str]]]:
+def read_schema(tensors: Mapping[str, NDArray[Any]]) -> tuple[str | None, list[tuple[str, str]]]:
+    """The title column, and name and kind (``"number"`` or ``"text"``) of every column.
+
+    Args:
+        tensors: those of :meth:`ItemTable.to_tensors`, of which ``schema`` is enough.
+
+    Raises:
+        InputError: it is missing or malformed.
+    """
     blob = tensors.get("schema")
     if not isinstance(blob, np.ndarray) or blob.dtype != np.uint8 or blob.ndim != 1:
         raise InputError("item table: the array 'schema' (uint8) is missing or of a wrong type")

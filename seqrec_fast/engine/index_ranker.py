@@ -24,6 +24,8 @@ __all__ = ["RETRIEVALS", "IndexRanker", "checked_retrieval", "item_rows", "query
 
 Float = NDArray[np.float32]
 
+_COMPARED = 64  # vectors of an index that are compared with those of the model
+
 #: how items are found: by the exact native search, or through the index of the bundle
 RETRIEVALS = ("exact", "index")
 
@@ -99,7 +101,8 @@ class IndexRanker:
             removed: bool ``[items]``: never found, whatever the index says of them; or ``None``.
 
         Raises:
-            InputError: there is no index, or it can't be used.
+            InputError: there is no index, or it holds other vectors than the model.
+            DeviceError: its kind needs a GPU that is not there.
             MissingExtraError: its kind needs a library that is not installed.
         """
         if stored is None:
@@ -110,11 +113,33 @@ class IndexRanker:
         try:
             index = from_tensors(stored)
         except InputError as error:
-            raise InputError(f"index.safetensors: {error}") from None
+            # of its own class: a GPU that is not there is no fault of the bundle
+            raise type(error)(f"index.safetensors: {error}") from None
         made = cls(index, items, bias)
         if removed is not None:
             index.remove(np.flatnonzero(removed))
+        made._check_some(items, removed)
         return made
+
+    def _check_some(self, items: Float, removed: NDArray[np.bool_] | None) -> None:
+        """Compares some vectors with those of the model: training moves all of them.
+
+        Raises:
+            InputError: the index was made of other vectors.
+        """
+        left = np.arange(len(items)) if removed is None else np.flatnonzero(~removed)
+        some = left[np.linspace(0, len(left) - 1, min(len(left), _COMPARED)).astype(np.int64)]
+        bias = None if self._bias is None else self._bias[some]
+        wanted = item_rows(items[some], bias)
+        apart = np.abs(self.index.vectors(some) - wanted).max(axis=1)
+        # what bfloat16 rounds away, and what another order of sums does
+        wrong = np.flatnonzero(apart > 2.0**-8 * np.abs(wanted).max(axis=1))
+        if len(wrong):
+            raise InputError(
+                f"index.safetensors: the vector of item index {int(some[wrong[0]])} is not that of "
+                f"the model, which was trained or changed since; make the index again with "
+                f"seqrec-fast index"
+            )
 
     def rank(
         self,

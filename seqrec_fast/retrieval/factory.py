@@ -79,13 +79,14 @@ def load(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = True
 
     Raises:
         InputError: a file that is missing, damaged, of another kind or a newer version.
+        DeviceError: the kind needs a GPU that is not there.
         MissingExtraError: the kind needs a library that is not installed.
     """
     stored = read_index(checked_path(path, "index"), verify=verify, mmap=mmap)
     try:
         return restored(stored)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
 
 
 def from_tensors(tensors: Mapping[str, NDArray[Any]]) -> Index:

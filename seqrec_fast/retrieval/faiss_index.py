@@ -374,6 +374,8 @@ class FaissIndex(Index):
             bad = first_not_finite(items)
             if bad is not None:
                 raise InputError(f"vector {bad} is not finite")
+            items = items.view()
+            items.flags.writeable = False  # what was given is not its own: a change copies it
             made._items = made._buffer = items
         with faiss_library.safe_after_fork(made._faiss):
             made._take(raw, items, tensors)
@@ -383,6 +385,13 @@ class FaissIndex(Index):
         if made._items.shape != (rows.size, made.dim):
             raise InputError("its vectors do not fit its number of items; it was altered")
         return made
+
+    def _lasting_tensors(self) -> dict[str, NDArray[Any]]:
+        found = self._all_tensors()
+        if "items" in found:
+            # Changes write into the table, and what lies in faiss goes when the index does.
+            found["items"] = found["items"].copy()
+        return found
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {"trained_on": np.array([self._trained_on], np.int64)}

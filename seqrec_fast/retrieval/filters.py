@@ -149,6 +149,7 @@ def read_filters(
     if exclude is None and allow is None and deny is None:
         plain = Filters.given(there, (), None)
         plain.unfiltered = True
+        plain.__dict__["blocked"] = removed  # the same in every search: kinds know it by that
         return plain
     hidden: tuple[JaggedBatch[Any], ...] = ()
     if exclude is not None:

@@ -35,7 +35,7 @@ from seqrec_fast.retrieval.filters import (
 from seqrec_fast.retrieval.options import Options
 from seqrec_fast.retrieval.storage import as_tensors, write_index
 
-__all__ = ["METRICS", "Found", "Index", "Metric", "Rows", "vector_rows"]
+__all__ = ["METRICS", "Found", "Index", "Metric", "Rows", "checked_k", "vector_rows"]
 
 Metric = Literal["ip", "cosine"]
 METRICS: tuple[Metric, ...] = ("ip", "cosine")
@@ -184,13 +184,8 @@ class Index(ABC):
         Raises:
             InputError: an argument has the wrong type, shape or range; the message names it.
         """
-        wanted = integer("k", k)
         vectors = self._prepared("queries", queries)
-        if wanted * len(vectors) >= MOST_PLACES:
-            raise InputError(
-                f"k: {wanted:,} places for each of {len(vectors):,} queries take more memory than "
-                f"there is; the {self.size:,} items are enough"
-            )
+        wanted = checked_k(k, len(vectors), self.size)
         state = self._state()
         filters = read_filters(len(vectors), state.size, state.removed, exclude, allow, deny)
         return self._search(state, vectors, wanted, filters, threads)
@@ -326,10 +321,12 @@ class Index(ABC):
     def to_tensors(self) -> dict[str, NDArray[Any]]:
         """The contents of the file as tensors, to be kept inside another one.
 
+        They stay what they are when the index changes or is let go.
+
         :func:`seqrec_fast.retrieval.from_tensors` makes the index again.
         """
         with self._writing:
-            return as_tensors(self._meta(), self._all_tensors())
+            return as_tensors(self._meta(), self._lasting_tensors())
 
     def _meta(self) -> dict[str, Any]:
         """The facts that a file holds."""
@@ -346,6 +343,10 @@ class Index(ABC):
         """The tensors that a file holds, with the mask of what is removed."""
         removed = self._rows.removed
         return self._tensors() if removed is None else {**self._tensors(), "removed": removed}
+
+    def _lasting_tensors(self) -> dict[str, NDArray[Any]]:
+        """The same as arrays that stay what they are, whatever becomes of the index."""
+        return self._all_tensors()
 
     # ---------------------------------------------------------------- what a kind defines
 
@@ -409,6 +410,21 @@ def _counted(size: int, removed: NDArray[np.bool_] | None) -> Rows:
     if removed is None or not removed.any():
         return Rows(size, None, size)
     return Rows(size, removed, size - int(np.count_nonzero(removed)))
+
+
+def checked_k(k: int, queries: int, size: int) -> int:
+    """How many items a query gets, of which there may be fewer.
+
+    Raises:
+        InputError: not a whole number of at least 1, or results that fit no memory.
+    """
+    wanted = integer("k", k)
+    if wanted * queries >= MOST_PLACES:
+        raise InputError(
+            f"k: {wanted:,} places for each of {queries:,} queries take more memory than there is; "
+            f"the {size:,} items are enough"
+        )
+    return wanted
 
 
 def vector_rows(name: str, given: ArrayLike) -> Float:

@@ -55,7 +55,8 @@ def search_interests(
         threads: cores to use at most.
 
     Returns:
-        Scores float32 and ids int64 ``[users, k]``; an item stands there once, with its best score.
+        Scores float32 and ids int64 ``[users, k]``; an item stands there once, with the best score
+            of the interests among whose ``k`` best it is.
 
     Raises:
         InputError: an argument has the wrong type, shape or range.

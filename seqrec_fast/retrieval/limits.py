@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from seqrec_fast.errors import InputError
 from seqrec_fast.jagged import JaggedBatch
 from seqrec_fast.retrieval.filters import Indices, read_filters
-from seqrec_fast.retrieval.index import Found, Index
+from seqrec_fast.retrieval.index import Found, Index, checked_k, vector_rows
 from seqrec_fast.retrieval.rules import Rules
 
 __all__ = ["Limits", "Search", "search_limited", "walk"]
@@ -154,8 +154,10 @@ def walk(
     found_scores = np.full((queries, k), -np.inf, dtype=np.float32)
     found_ids = np.full((queries, k), -1, dtype=np.int64)
     for at, one in enumerate(walks):
-        found_scores[at, : len(one.ids)] = one.scores
-        found_ids[at, : len(one.ids)] = one.ids
+        own_ids, own = np.array(one.ids, np.int64), np.array(one.scores, np.float32)
+        # An approximate search may find behind a head what it should have found in it.
+        order = np.lexsort((own_ids, -own))
+        found_scores[at, : len(own)], found_ids[at, : len(own)] = own[order], own_ids[order]
     return found_scores, found_ids
 
 
@@ -184,7 +186,8 @@ def search_limited(
     Raises:
         InputError: as there; or an item table of another size than the index.
     """
-    vectors = np.asarray(queries)
+    vectors = vector_rows("queries", queries)
+    places = checked_k(k, len(vectors), index.size)
     read_filters(len(vectors), index.size, None, exclude, allow, deny)  # before rows are taken
 
     def search(rows: NDArray[np.int64], wanted: int, hidden: JaggedBatch[Any]) -> Any:
@@ -198,4 +201,4 @@ def search_limited(
             both = JaggedBatch.from_lists(joined, dtype=np.int64)
         return index.search(vectors[rows], wanted, both, of(allow), of(deny), threads)
 
-    return Found(*walk(search, len(vectors), k, index.size, limits))
+    return Found(*walk(search, len(vectors), places, index.size, limits))

@@ -90,6 +90,7 @@ class QdrantIndex(Index):
         lock = threading.RLock()
         self._guard: Any = lock if self._local else contextlib.nullcontext()
         self._where: list[Any] = []
+        self._origin: QdrantIndex | None = None  # of a view
 
     @classmethod
     def attach(
@@ -137,11 +138,14 @@ class QdrantIndex(Index):
     def where(self, condition: Any) -> QdrantIndex:
         """The same collection seen through a filter on its payload, for searches.
 
+        It follows what is changed in this index, and can't be changed itself.
+
         Args:
             condition: a ``qdrant_client.models.Filter`` or a condition of one.
         """
         view = copy.copy(self)
         view._where = [*self._where, condition]
+        view._origin = self if self._origin is None else self._origin
         return view
 
     def set_payload(self, ids: Sequence[int], payload: Mapping[str, Any]) -> None:
@@ -242,15 +246,28 @@ class QdrantIndex(Index):
             found[row] = vectors[one]
         return found
 
+    def _state(self) -> Rows:
+        if self._origin is not None:
+            self._rows = self._origin._rows
+        return self._rows
+
+    def _own(self) -> None:
+        """Refuses to change a view, which does not count what the index does."""
+        if self._origin is not None:
+            raise InputError("where: what it gave is for searches; change the index that it is of")
+
     def _append(self, vectors: Float, rows: Rows) -> None:
+        self._own()
         self._upsert(np.arange(rows.size - len(vectors), rows.size), vectors)
         self._rows = rows
 
     def _replace(self, ids: NDArray[np.int64], vectors: Float, rows: Rows) -> None:
+        self._own()
         self._upsert(ids, vectors)
         self._rows = rows
 
     def _erase(self, ids: NDArray[np.int64], rows: Rows) -> None:
+        self._own()
         points = self._models.PointIdsList(points=ids.tolist())
         with self._guard:
             self._client.delete(self._options.collection, points_selector=points, wait=True)

@@ -210,11 +210,10 @@ class ShardedIndex(Index):
         return {**super()._meta(), "shards": [shard._meta() for shard in self._local()]}
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
-        return {
-            f"{number}/{name}": tensor
-            for number, shard in enumerate(self._local())
-            for name, tensor in shard._all_tensors().items()
-        }
+        return _numbered([shard._all_tensors() for shard in self._local()])
+
+    def _lasting_tensors(self) -> dict[str, NDArray[Any]]:
+        return _numbered([shard._lasting_tensors() for shard in self._local()])
 
     def _local(self) -> list[Index]:
         for number, shard in enumerate(self._shards):
@@ -288,3 +287,12 @@ class ShardedIndex(Index):
 
     def _count(self) -> None:
         self._rows = Rows(self._rows.size, None, sum(len(shard) for shard in self._shards))
+
+
+def _numbered(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Tensors of all shards, under the number of each."""
+    return {
+        f"{number}/{name}": tensor
+        for number, part in enumerate(parts)
+        for name, tensor in part.items()
+    }

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 
 from seqrec_fast._files import open_plain, write_whole
 from seqrec_fast.bundle.jsonio import MAX_BYTES, parse_object
-from seqrec_fast.bundle.tensorfile import Entry, read_header, read_tensors, write_tensors
+from seqrec_fast.bundle.tensorfile import (
+    Entry,
+    read_header,
+    read_one,
+    read_tensors,
+    write_tensors,
+)
 from seqrec_fast.errors import InputError
 
 __all__ = [
@@ -158,9 +164,9 @@ def read_meta(stream: IO[bytes], size: int) -> dict[str, Any]:
     """
     entries = read_header(stream, size, _nothing)
     _check_entries(entries)
-    entry = next(entry for entry in entries if entry.name == META)
-    stream.seek(entry.begin, os.SEEK_CUR)
-    return _meta(read_tensors(stream, [entry._replace(begin=0)], None)[META])
+    text = read_one(stream, entries, META)
+    assert text is not None
+    return _meta(text)
 
 
 def _check_entries(entries: list[Entry]) -> None:

@@ -27,6 +27,7 @@ from seqrec_fast._arguments import integer, number
 from seqrec_fast.errors import InputError, MissingExtraError
 from seqrec_fast.retrieval.candidates import Candidate, Walk, candidates
 from seqrec_fast.retrieval.factory import build
+from seqrec_fast.retrieval.filters import item_ids
 from seqrec_fast.retrieval.index import Float, Index, Metric
 
 __all__ = ["Skipped", "Trial", "Tuning", "measure", "recall_of", "tune"]
@@ -158,6 +159,7 @@ def tune(
     threads: int = 1,
     budget: float | None = None,
     seed: int = 0,
+    removed: ArrayLike = (),
     tried: Sequence[Candidate] | None = None,
     say: Say | None = None,
 ) -> Tuning:
@@ -178,6 +180,8 @@ def tune(
         budget: seconds after which nothing new is begun; what was begun is ended. ``None``: no
             bound.
         seed: of the split of the queries.
+        removed: ids of items that are not to be found: neither by the exact search nor by any
+            index, of which the best comes back without them.
         tried: what to try instead of :func:`seqrec_fast.retrieval.candidates.candidates`.
         say: is told what is under way.
 
@@ -192,9 +196,9 @@ def tune(
         raise InputError(f"budget: expected seconds above 0, found {budget!r}")
     cores = integer("threads", threads)
     tell: Say = (lambda _: None) if say is None else say
-    race = _Race(vectors, queries, integer("k", k), share, metric, cores, seed)
+    race = _Race(vectors, queries, integer("k", k), share, metric, cores, seed, removed)
     if tried is None:
-        tried = candidates(len(race.exact), race.k, kinds)
+        tried = candidates(race.exact.size, race.k, kinds)
     if not any(one.kind == "exact" and one.build.get("dtype") != "bfloat16" for one in tried):
         tried = [Candidate("exact"), *tried]
     for one in tried:
@@ -224,7 +228,13 @@ def tune(
 
 
 def measure(
-    index: Index, vectors: ArrayLike, queries: ArrayLike, k: int = 100, *, threads: int = 1
+    index: Index,
+    vectors: ArrayLike,
+    queries: ArrayLike,
+    k: int = 100,
+    *,
+    threads: int = 1,
+    removed: ArrayLike = (),
 ) -> dict[str, Any]:
     """Recall and times of one index, of which nothing is chosen.
 
@@ -232,8 +242,9 @@ def measure(
         index: what to measure.
         vectors: the vectors that it was built from.
         queries: float ``[queries, dim]``.
-        k: items that a query has to find.
+        k: items that a query has to find; where there are fewer, all of them.
         threads: cores that one search may use.
+        removed: ids of the items that were removed from the index.
 
     Returns:
         ``k, queries_measured_on, threads, recall, median_us, p99_us, bytes``.
@@ -242,6 +253,7 @@ def measure(
         InputError: as :func:`tune`.
     """
     exact = build(vectors, "exact", index.metric)
+    exact.remove(item_ids("removed", removed, exact.size))
     count = min(integer("k", k), max(len(exact), 1))
     rows = exact._prepared("queries", queries)
     if not len(rows):
@@ -286,8 +298,11 @@ class _Race:
         metric: Metric | str,
         threads: int,
         seed: int,
+        removed: ArrayLike,
     ) -> None:
         self.exact = build(vectors, "exact", metric)
+        self.removed = item_ids("removed", removed, self.exact.size)
+        self.exact.remove(self.removed)
         if not len(self.exact):
             raise InputError("vectors: there is none; give some to choose an index for")
         self.vectors, self.metric = vectors, metric
@@ -316,6 +331,7 @@ class _Race:
         began = time.perf_counter()
         index = build(self.vectors, one.kind, self.metric, **one.build)
         built = time.perf_counter() - began
+        index.remove(self.removed)
         if not one.walks:
             self._measured(one, index, built, {}, [], tell)
         for walk in one.walks:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from seqrec_fast import _files
 from seqrec_fast import bundle as bundles
 from seqrec_fast.bundle import Bundle, writer
 from seqrec_fast.errors import BundleError, InputError
@@ -286,3 +287,52 @@ def test_readers_get_one_bundle_or_the_other(saved: Path, content: Bundle, anoth
         reader.join()
     assert [str(fault) for fault in faults] == []
     assert found == {first, second}
+
+
+def test_a_change_that_somebody_saved_meanwhile_is_not_lost(
+    saved: Path, content: Bundle, another: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = bundles.stamp(saved)
+    bundles.save(content, saved, after=seen)
+    seen = bundles.stamp(saved)
+    write = writer._write_files
+
+    def slowly(folder: Path, contents: Any) -> None:
+        write(folder, contents)
+        monkeypatch.setattr(writer, "_write_files", write)
+        bundles.save(another, saved)  # while ours is being written
+
+    monkeypatch.setattr(writer, "_write_files", slowly)
+    for _ in range(2):  # the second time it is there from the beginning
+        with pytest.raises(InputError, match="another bundle took its place meanwhile"):
+            bundles.save(content, saved, after=seen)
+        assert id_of(saved) == str(another.items.ids[0])
+        assert [entry.name for entry in saved.parent.iterdir()] == ["bundle"]
+    bundles.save(content, saved, after=bundles.stamp(saved))
+    assert id_of(saved) == str(content.items.ids[0])
+
+
+def test_a_stamp_names_what_is_there(saved: Path, another: Bundle, tmp_path: Path) -> None:
+    first = bundles.stamp(saved)
+    shutil.copytree(saved, tmp_path / "copy")
+    assert bundles.stamp(tmp_path / "copy") == first != ""
+    bundles.save(another, saved)
+    assert bundles.stamp(saved) not in ("", first)
+    saved.rename(saved.parent / ".bundle.old")  # cut off between the two renames
+    assert bundles.stamp(saved) not in ("", first)
+    for nothing in (tmp_path / "no", tmp_path, "\0"):
+        assert bundles.stamp(nothing) == ""
+
+
+def test_a_lock_that_nobody_gives_back_is_waited_for_a_while_only(
+    tmp_path: Path, content: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(_files, "_PATIENCE", 0.05)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        bundles.save(content, tmp_path / "bundle")
+    finally:
+        os.close(folder)
+    assert id_of(tmp_path / "bundle") == str(content.items.ids[0])

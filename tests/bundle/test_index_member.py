@@ -18,6 +18,7 @@ from seqrec_fast import retrieval
 from seqrec_fast.bundle import Bundle
 from seqrec_fast.bundle.folder import sealed
 from seqrec_fast.errors import BundleError, InputError
+from seqrec_fast.retrieval import storage
 
 NAME = "index.safetensors"
 
@@ -136,3 +137,16 @@ def test_another_file_in_its_place_is_refused(saved: Path, content: Bundle, tmp_
     content.index, content.extra_files = None, {NAME: b"x"}
     with pytest.raises(InputError, match="belongs to the bundle itself"):
         bundles.save(content, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "change", [{"options": []}, {"options": None}, {"measured": [1]}, {"measured": "0.99"}]
+)
+def test_facts_of_other_forms_are_refused(saved: Path, change: dict[str, Any]) -> None:
+    meta, tensors = storage.read_index(saved / NAME)
+    storage.write_index(saved / NAME, {**meta, **change}, tensors)
+    reseal(saved)
+    with pytest.raises(BundleError, match=rf"/{NAME}: its options or what was measured"):
+        bundles.info(saved)
+    with pytest.raises(InputError, match="altered"):
+        retrieval.load(saved / NAME)

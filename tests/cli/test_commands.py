@@ -329,6 +329,7 @@ def test_recommend_by_rules_of_the_item_table(world: World) -> None:
         (("--where", "colour=red"), "column 'colour' is not in the item table; there are title"),
         (("--where", "title>=3"), "column 'title': 'min' and 'max' need numbers"),
         (("--limit", "title=x"), "--limit 'title=x': 'x' is not a whole number"),
+        (("--limit", "title=" + "9" * 5000), "is not a whole number below 10^18"),
         (("--limit", "title"), "--limit 'title': write COLUMN=N"),
         (("--separator", "title=,"), "--separator 'title': no --where and no --limit asks"),
     ):

@@ -13,9 +13,13 @@ import pytest
 
 import seqrec_fast as sf
 from seqrec_fast import bundle as bundles
+from seqrec_fast import retrieval
+from seqrec_fast.errors import DeviceError
 from seqrec_fast.retrieval import KINDS, tuning
 from seqrec_fast.retrieval.exact import ExactIndex
 from tests.cli.support import ITEMS, USERS, World, run
+from tests.retrieval import fake_faiss_gpu
+from tests.serving.conftest import Server
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +125,107 @@ def test_what_was_removed_is_not_found(bundle: Path, tmp_path: Path, kind: str) 
     ]
     assert not set(gone) & set(found[0].tolist())
     assert sorted(found[1].tolist()) == sorted(found[0].tolist())
+
+
+@pytest.mark.parametrize("kind", ["auto", "exact", "ivf-native"])
+def test_recall_is_that_of_the_items_that_are_left(
+    bundle: Path, world: World, tmp_path: Path, kind: str
+) -> None:
+    left = 6
+    (tmp_path / "gone.txt").write_text("\n".join(f"i{n}" for n in range(left, ITEMS)))
+    assert run("items", bundle, "--remove", tmp_path / "gone.txt").code == 0
+    done = run("index", bundle, "--kind", kind, "--k", 10, "--log", world.log, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert (told["k"], told["removed"]) == (left, ITEMS - left)  # there are no more to be found
+    assert next(one for one in told["trials"] if one["chosen"])["recall"] == 1.0
+    facts = bundles.info(bundle)
+    assert (facts["removed"], facts["index"]["measured"]["k"]) == (ITEMS - left, left)
+    found = sf.Recommender.load(bundle, retrieval="index").recommend([["i1"]], ITEMS)[0]
+    assert len(found.items) == left - 1
+    said = run("info", bundle).out
+    assert f"{ITEMS} items ({ITEMS - left} of them removed)" in said
+    assert f"recall@{left} 1.0000" in said
+    assert "when there were" not in said
+    (tmp_path / "gone.txt").write_text("i1")
+    assert run("items", bundle, "--remove", tmp_path / "gone.txt").code == 0
+    assert f"when there were {left} items" in run("info", bundle).out
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivfpq", "hnsw"])
+def test_indexes_of_faiss_are_whole_in_the_bundle(bundle: Path, kind: str) -> None:
+    pytest.importorskip("faiss")
+    done = run("index", bundle, "--kind", kind, "--k", 5, "--queries", 10)
+    assert done.code == 0, done.err
+    ways = [sf.Recommender.load(bundle, retrieval=way) for way in ("exact", "index")]
+    exact, through = (way.recommend([["i1", "i3"]], ITEMS)[0].items.tolist() for way in ways)
+    assert through == exact
+
+
+def test_an_index_for_a_gpu_is_told_where_there_is_none(
+    bundle: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pytest.importorskip("faiss")
+    monkeypatch.setitem(sys.modules, "faiss", fake_faiss_gpu.fake(real))
+    done = run("index", bundle, "--kind", "gpu-flat", "--k", 5, "--queries", 10)
+    assert done.code == 0, done.err
+    assert bundles.info(bundle)["index"]["kind"] == "gpu-flat"
+    monkeypatch.setitem(sys.modules, "faiss", fake_faiss_gpu.fake(real, gpus=0))
+    reason = "kind 'gpu-flat': "
+    with pytest.raises(DeviceError, match=f"^index.safetensors: {reason}.* sees no GPU"):
+        sf.Recommender.load(bundle, retrieval="index")
+    with pytest.raises(DeviceError, match=f"/index.safetensors: {reason}.* sees no GPU"):
+        retrieval.load(bundle / "index.safetensors")
+    for arguments in (
+        ("index", bundle, "--kind", "gpu-flat"),
+        ("recommend", bundle, "--history", "i1", "--index"),
+        ("evaluate", bundle, world.log, "--index"),
+    ):
+        done = run(*arguments)
+        assert done.code == 2
+        assert reason in done.err
+        assert "sees no GPU" in done.err
+    done = run("evaluate", bundle, world.log)
+    assert done.code == 0, done.err
+    assert "the index is not measured: index.safetensors: kind 'gpu-flat': " in done.out
+    assert run("recommend", bundle, "--history", "i1").code == 0
+
+
+def test_without_faiss_what_needs_it_is_named(
+    bundle: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    assert run("index", bundle, "--kind", "hnsw", "--k", 5, "--queries", 10).code == 0
+    (tmp_path / "gone.txt").write_text("i1\n")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    remedy = "faiss: it is not installed; pip install 'seqrec-fast[retrieval]'"
+    done = run("recommend", bundle, "--history", "i1", "--index")
+    assert (done.code, remedy in done.err) == (2, True)
+    done = run("items", bundle, "--remove", tmp_path / "gone.txt")
+    assert (done.code, remedy in done.err) == (2, True)
+    assert "or take it out first, by seqrec-fast index --remove" in done.err
+    assert f"the index is not measured: {remedy}" in run("evaluate", bundle, world.log).out
+    assert "index: hnsw (" in run("info", bundle).out
+    assert run("recommend", bundle, "--history", "i1").code == 0
+    done = run("index", bundle, "--k", 5, "--queries", 10)  # puts another in its place
+    assert done.code == 0, done.err
+    assert f"not measured: hnsw: {remedy}" in done.out
+    assert bundles.info(bundle)["index"]["kind"] in ("exact", "ivf-native")
+    assert run("items", bundle, "--remove", tmp_path / "gone.txt").code == 0
+
+
+def test_an_index_of_other_vectors_is_refused(indexed: Path, tmp_path: Path, world: World) -> None:
+    content = bundles.load(indexed)
+    name = "item_embedding.weight"
+    content.tensors[name] = content.tensors[name][::-1].copy()
+    bundles.save(content, tmp_path / "changed")
+    done = run("recommend", tmp_path / "changed", "--history", "i1", "--index")
+    assert done.code == 2
+    assert "the vector of item index 0 is not that of the model" in done.err
+    assert "make the index again with seqrec-fast index" in done.err
+    assert run("recommend", tmp_path / "changed", "--history", "i1").code == 0
+    assert run("index", tmp_path / "changed", "--kind", "exact", "--queries", 5).code == 0
+    assert run("recommend", tmp_path / "changed", "--history", "i1", "--index").code == 0
 
 
 def test_without_matplotlib_there_is_no_picture(
@@ -301,3 +406,41 @@ def test_through_the_index_holds_for_a_swap(indexed: Path) -> None:
     recommender = sf.Recommender.load(indexed, retrieval="index")
     recommender.swap(indexed)
     assert recommender.info()["index"]["measured"]["k"] == 5
+
+
+def test_serve_goes_through_the_index(indexed: Path, tmp_path: Path) -> None:
+    httpx = pytest.importorskip("httpx")
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("fastapi")
+    path = tmp_path / "bundle"
+    content = bundles.load(indexed)
+    assert content.index is not None
+    index = retrieval.from_tensors(content.index)
+    index.remove(content.items.encode(["i2"]))  # which tells the index from the exact search
+    content.index = index.to_tensors()
+    bundles.save(content, path)
+    through = sf.Recommender.load(path, retrieval="index")
+    server = Server(path, "--index", "--threads", 1, "--allow-reload", "--grace", 0)
+    try:
+        for options in (
+            {},
+            {"limit": {"title": 1}, "where": {"title": {"not": "no such title"}}},
+            {"deny": ["i3", "i4"], "allow": [f"i{n}" for n in range(20)]},
+        ):
+            body = {"history": ["i1", "i9"], "k": ITEMS, **options}
+            answer = httpx.post(f"{server.url}/recommend", json=body).json()
+            wanted = through.recommend([["i1", "i9"]], ITEMS, **options)[0]
+            assert answer["items"] == wanted.items.tolist()
+            assert "i2" not in answer["items"]
+        assert "i2" in sf.Recommender.load(path).recommend([["i1", "i9"]], ITEMS)[0].items
+        content.index = None
+        bundles.save(content, path)
+        refused = httpx.post(f"{server.url}/admin/reload")
+        assert refused.status_code == 422
+        assert "the bundle has no index; make one with seqrec-fast index" in refused.json()["error"]
+        assert httpx.post(f"{server.url}/recommend", json=body).json()["items"] == answer["items"]
+    finally:
+        server.end()
+    done = run("serve", path, "--index", "--port", 0)
+    assert done.code == 2
+    assert "the bundle has no index" in done.err

@@ -124,6 +124,9 @@ def test_info_of_a_bundle(world: World) -> None:
     found = json.loads(run("info", world.bundle, "--json").out)
     assert found["model"] == "sasrec"
     assert found["num_items"] == ITEMS
+    assert (found["removed"], found["index"]) == (0, None)
+    assert found["item_table"] == {"title": "title", "columns": {"title": "text"}}
     shown = run("info", world.bundle).out
-    for text in ("30 items", "best epoch", "weights.safetensors", "NDCG@10", str(world.log)):
+    texts = "30 items", "best epoch", "weights.safetensors", "NDCG@10", str(world.log)
+    for text in (*texts, "title (text)"):
         assert text in shown

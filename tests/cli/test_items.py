@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from seqrec_fast import Recommender, bundle
+from seqrec_fast.bundle import catalogue
 from seqrec_fast.data import leave_one_out, prepare, read_log
 from seqrec_fast.data.items import ItemTable
 from tests.cli.refusals import check_refused, snapshot
@@ -149,3 +151,25 @@ def test_options_that_cannot_be_used(copy: Path, tmp_path: Path) -> None:
     everything = tmp_path / "all.txt"
     everything.write_text("\n".join(f"i{n}" for n in range(ITEMS)), encoding="utf-8")
     check_refused(run("items", copy, "--remove", everything), ("--remove", "left"))
+
+
+def test_a_bundle_that_changed_meanwhile_is_not_overwritten(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, others = tmp_path / "gone.txt", tmp_path / "others.txt"
+    gone.write_text("i0\n", encoding="utf-8")
+    others.write_text("i1\n", encoding="utf-8")
+    change = catalogue.change
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(catalogue, "change", change)
+        assert run("items", copy, "--remove", others).code == 0
+        return change(*arguments, **options)
+
+    monkeypatch.setattr(catalogue, "change", meanwhile)
+    check_refused(run("items", copy, "--remove", gone), ("another bundle took its place",))
+    content = bundle.load(copy)
+    assert content.items.ids[content.removed].tolist() == ["i1"]
+    assert run("items", copy, "--remove", gone).code == 0
+    content = bundle.load(copy)
+    assert sorted(content.items.ids[content.removed].tolist()) == ["i0", "i1"]

@@ -13,6 +13,7 @@ import pytest
 from seqrec_fast import bundle as bundles
 from seqrec_fast import retrieval
 from seqrec_fast.bundle import Bundle, catalogue
+from seqrec_fast.data.items import ItemTable
 from seqrec_fast.engine import Recommender
 from seqrec_fast.engine.encoders import build_encoder
 from seqrec_fast.engine.index_ranker import item_rows, query_rows
@@ -157,3 +158,49 @@ def test_impossible_choices_are_named(bundle: Bundle) -> None:
         Recommender(bundle, retrieval="fast")
     with pytest.raises(InputError, match="retrieval: the index holds the vectors of weights="):
         Recommender(bundle, retrieval="index", weights="int8")
+
+
+BRANDS = ItemTable(
+    {"title": [f"T{n}" for n in range(60)], "brand": [f"b{n % 4}" for n in range(60)]}, "title"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"where": {"brand": ["b1", "b3"]}},
+        {"where": [{"brand": "b1"}, None, {"brand": "no"}, None, {"brand": {"not": "b2"}}]},
+        {"limit": {"brand": 1}, "k": 20},
+        {"limit": {"brand": 2}, "where": {"brand": {"not": "b0"}}, "deny": ["i1", "i2"]},
+        {"diversity": 2.0},
+        {"diversity": 2.0, "allow": [f"i{n}" for n in range(30)], "deny": ["i3"]},
+    ],
+)
+@pytest.mark.parametrize("interests", [1, 3])
+def test_rules_limits_and_several_interests(
+    make: Any, interests: int, arguments: dict[str, Any]
+) -> None:
+    if "diversity" in arguments and interests == 1:
+        pytest.skip("needs several interests")
+    plain = make("gru", bias=interests == 1, interests=interests)
+    bundle = indexed(dataclasses.replace(plain, item_table=BRANDS), dtype="int8")
+    after = catalogue.change(bundle, remove=["i0", "i17"]).bundle
+    for one in (bundle, after):
+        through, exact = (Recommender(one, retrieval=way) for way in ("index", "exact"))
+        asked = {"k": 7} | arguments
+        same(through.recommend(HISTORIES, **asked), exact.recommend(HISTORIES, **asked))
+
+
+def test_an_index_of_other_vectors_is_refused(bundle: Bundle) -> None:
+    name = "item_embedding.weight"
+    tensors = {**bundle.tensors, name: bundle.tensors[name] * np.float32(1.02)}
+    changed = dataclasses.replace(bundle, tensors=tensors)
+    if "temperature" in bundle.config:  # directions alone count there
+        changed.tensors[name] = bundle.tensors[name][::-1].copy()
+    with pytest.raises(InputError, match=r"index\.safetensors: the vector of item index 0 is not"):
+        Recommender(changed, retrieval="index")
+    swapped = Recommender(bundle, retrieval="index")
+    with pytest.raises(InputError, match="is not that of the model"):
+        swapped.swap(changed)
+    rounded = indexed(bundle, dtype="bfloat16")
+    Recommender(rounded, retrieval="index").recommend(HISTORIES)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,7 @@ BUILDS: dict[str, dict[str, Any]] = {
 if find_spec("faiss"):
     BUILDS |= {
         "flat": {"kind": "flat"},
+        "sharded flat": {"kind": "sharded", "shard_kind": "flat"},
         "ivf": {"kind": "ivf", "nlist": 6, "nprobe": 6},
         "ivf by its size": {"kind": "ivf", "nprobe": 1000},
         "ivfpq": {"kind": "ivfpq", "nlist": 3, "nprobe": 3, "refine": 300},
@@ -91,6 +93,29 @@ def test_more_than_there_is(arguments: dict[str, Any]) -> None:
     same(index.search(QUERIES, 310), brute(VECTORS, QUERIES, 310))
 
 
+def test_zero_vectors_have_cosine_zero(arguments: dict[str, Any]) -> None:
+    vectors, queries = VECTORS.copy(), np.concatenate([QUERIES, np.zeros((1, 16), np.float32)])
+    vectors[[0, 7, 299]] = 0
+    index = retrieval.build(vectors, metric="cosine", **arguments)
+    rows = index.vectors(np.arange(300))
+    assert not rows[[0, 7, 299]].any()
+    unit = QUERIES / np.linalg.norm(QUERIES, axis=1, keepdims=True)
+    for k in (20, 300, 310):
+        scores, ids = index.search(queries, k)
+        same(retrieval.Found(scores[:-1], ids[:-1]), brute(rows, unit, k))
+        there = min(k, 300)
+        assert (scores[-1, :there] == 0).all()
+        assert len(np.unique(ids[-1, :there])) == there
+        assert (ids[-1, there:] == -1).all()
+        if index.exact and index.kind != "qdrant":  # the others may take any of equal ones
+            assert ids[-1, :there].tolist() == list(range(there))
+    index.update([7], vectors[1:2] * 3)
+    index.add(np.zeros((1, 16)))
+    scores, ids = index.search(vectors[1:2] * 1e-20, 301)
+    assert set(ids[0, :2].tolist()) == {1, 7}
+    assert scores[0, ids[0] == 300].tolist() == [0.0]
+
+
 def test_filters(arguments: dict[str, Any]) -> None:
     index = retrieval.build(VECTORS, **arguments)
     mask = RNG.random(300) < 0.5
@@ -110,6 +135,64 @@ def test_filters(arguments: dict[str, Any]) -> None:
     ):
         # k is more than some filters leave: all that is left has to come
         same(index.search(QUERIES, 70, **given), brute(VECTORS, QUERIES, 70, hidden))
+
+
+def test_filters_after_changes_with_ids_that_stand_twice(arguments: dict[str, Any]) -> None:
+    index = retrieval.build(VECTORS[:250], **arguments)
+    assert index.remove([3, 4, 4, 249]) == 3
+    index.update([4, 9], VECTORS[[260, 261]])
+    index.add(VECTORS[250:])
+    whole, gone = VECTORS.copy(), np.isin(np.arange(300), [3, 249])
+    whole[[4, 9]] = VECTORS[[260, 261]]
+    mask = RNG.random(300) < 0.5
+    rows = JaggedBatch.from_lists([np.repeat(RNG.integers(0, 300, 60), 2) for _ in QUERIES])
+    listed = np.zeros((7, 300), bool)
+    for at, row in enumerate(rows):
+        listed[at, row] = True
+    few = [3, 5, 5, 4, 299, 4, 5]
+    for given, hidden in (
+        ({"exclude": rows, "deny": rows}, listed),
+        ({"allow": rows, "deny": few}, ~listed | np.isin(np.arange(300), few)),
+        ({"allow": few}, ~np.isin(np.arange(300), few)[None]),
+        ({"allow": index.filter(allow=mask), "exclude": rows}, ~mask | listed),
+        ({"deny": np.repeat(np.flatnonzero(mask), 2)}, np.broadcast_to(mask, (7, 300))),
+    ):
+        for k in (10, 300):
+            same(index.search(QUERIES, k, **given), brute(whole, QUERIES, k, hidden | gone))
+
+
+def test_all_items_go_and_come_back(arguments: dict[str, Any]) -> None:
+    index = retrieval.build(VECTORS, **arguments)
+    assert index.remove(range(300)) == 300
+    nothing = index.search(QUERIES, 5, exclude=JaggedBatch.from_lists([[1]] * 7))
+    assert (len(index), index.size, index.describe()["removed"]) == (0, 300, 300)
+    for found in (nothing, index.search(QUERIES, 5), index.search(QUERIES, 5, allow=[1, 2])):
+        assert (found.ids == -1).all()
+        assert (found.scores == -np.inf).all()
+    index.update(range(300), VECTORS)
+    same(index.search(QUERIES, 300), brute(VECTORS, QUERIES, 300))
+    assert len(index) == 300
+
+
+def test_tensors_stay_what_they_are_whatever_becomes_of_the_index(
+    arguments: dict[str, Any],
+) -> None:
+    index = retrieval.build(VECTORS, **arguments)
+    index.remove([9])
+    tensors = index.to_tensors()
+    before = {name: tensor.copy() for name, tensor in tensors.items()}
+    again: Any = retrieval.from_tensors(tensors)
+    for one in (index, again):
+        one.update([1, 2, 9], round_to_bfloat16(VECTORS[:3] * 5))
+        one.add(VECTORS[:50])
+        one.remove([7])
+    del index, again, one
+    gc.collect()
+    rubbish = [np.full((300, 16), 7, np.float32) for _ in range(50)]  # where it may have lain
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, before[name], err_msg=name)
+    assert len(rubbish) == 50
+    assert len(retrieval.from_tensors(tensors)) == 299
 
 
 def test_a_changing_catalogue(arguments: dict[str, Any]) -> None:
@@ -218,3 +301,34 @@ def test_searches_while_it_changes(arguments: dict[str, Any]) -> None:
         thread.join()
     assert not wrong
     assert index.search(query, 1).ids.item() == 15 + 59
+
+
+def test_searches_while_items_get_new_vectors(arguments: dict[str, Any]) -> None:
+    """An item is found once, with the score of some moment, and never goes back to an older one."""
+    unit = np.eye(16, dtype=np.float32)
+    index = retrieval.build(unit, **arguments)
+    wrong: list[Any] = []
+    done = threading.Event()
+
+    def search() -> None:
+        last = 1.0
+        while not done.is_set():
+            scores, ids = index.search(unit[:1], 16, deny=[15])
+            found = ids[0][ids[0] >= 0].tolist()
+            score = float(scores[0, 0])
+            if len(set(found)) != len(found) or score < last or score != round(score):
+                wrong.append((last, scores, ids))
+            last = score
+
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(2, 40):
+        index.update([number % 14], unit[:1] * number)  # the best so far
+        index.update([(number + 7) % 14], unit[1:2])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    scores, ids = index.search(unit[:1], 1)
+    assert (ids.item(), scores.item()) == (39 % 14, 39.0)

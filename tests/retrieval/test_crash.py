@@ -13,19 +13,22 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from seqrec_fast import bundle as bundles
 from seqrec_fast import retrieval
+from seqrec_fast.bundle import catalogue
 from tests.bundle.conftest import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 
 DRIVER = """
-import json, os, random, signal, sys, time
+import json, os, random, signal, sys, time, traceback
 import numpy as np
 from seqrec_fast import bundle as bundles, retrieval
 from seqrec_fast.bundle import catalogue
@@ -53,39 +56,53 @@ folder = sys.argv[1]
 path = os.path.join(folder, "it")
 """
 
+# Version n is built, added to, updated and robbed of two items, all of it by rules of n.
 INDEX = """
 def save():
     version = int(retrieval.load(path, mmap=False).vectors([0])[0, 0])
     while True:
         version += 1
-        index = retrieval.build(np.full((2000, 16), version, np.float32))
+        index = retrieval.build(np.full((2000, 16), version, np.float32), kind=KIND, **OPTIONS)
         index.add(np.full((version % 7, 16), version))
+        index.update([1 + version % 50], np.full((1, 16), version + 0.5))
+        index.remove([60 + version % 50, 1999])
         index.save(path)
 
 def check():
     index = retrieval.load(path)
     vectors = index.vectors(np.arange(index.size))
     version = int(vectors[0, 0])
-    assert (vectors == version).all() and index.size == 2000 + version % 7, (version, index)
+    expected = np.full(2000 + version % 7, version, np.float32)
+    gone = []
+    if version:
+        expected[1 + version % 50] += 0.5
+        gone = [60 + version % 50, 1999]
+    assert (vectors == expected[:, None]).all(), version
+    found = np.sort(index.search(np.ones((1, 16)), index.size).ids[0])
+    assert (found[found >= 0] == np.setdiff1d(np.arange(index.size), gone)).all(), version
     return version
 
-kill_over_and_over(save, check)
+retrieval.build(np.zeros((3, 16)), kind=KIND, **OPTIONS)  # what it needs is imported
+kill_over_and_over(save, check, *TIMES)
 """
 
-# Version n has n new items, whose ids, titles and vectors tell their number, and one removed item.
+# Version n has n new items, whose ids, titles and vectors tell their number, one removed item, one
+# whose vector is changed each time, and an index over all of them.
 BUNDLE = """
 def save():
     content = bundles.load(path)
     while True:
         version = len(content.items) - 29
-        add, vectors, titles = [f"new-{version}"], [[float(version)] * 4], [f"New {version}"]
+        add = [f"new-{version}", content.items.ids[29]]
+        vectors = [[float(version)] * 4, [-float(version)] * 4]
+        titles = [f"New {version}", None]
         if version > 1:
-            add.append(content.items.ids[(version - 2) % 30])
+            add.append(content.items.ids[(version - 2) % 29])
             vectors.append(None)
             titles.append(None)
         content = catalogue.change(
             content, add=add, vectors=vectors, table=ItemTable({"title": titles}, "title"),
-            remove=[content.items.ids[(version - 1) % 30]],
+            remove=[content.items.ids[(version - 1) % 29]],
         ).bundle
         bundles.save(content, path)
 
@@ -98,15 +115,58 @@ def check():
     for at in range(30, 30 + version):
         assert found.items.ids[at] == f"new-{at - 29}" and (vectors[at] == at - 29).all()
         assert found.item_table.title(at) == f"New {at - 29}"
+    assert not version or (vectors[29] == -version).all()
     gone = [] if found.removed is None else np.flatnonzero(found.removed).tolist()
-    assert gone == ([] if not version else [(version - 1) % 30]), gone
+    assert gone == ([] if not version else [(version - 1) % 29]), gone
+    index = retrieval.from_tensors(found.index)
+    every = np.arange(30 + version)
+    assert (index.vectors(every) == catalogue.index_rows(found, every)).all(), version
+    ids = np.sort(index.search(np.ones((1, index.dim)), index.size).ids[0])
+    assert (ids[ids >= 0] == np.setdiff1d(every, gone)).all(), version
     return version
 
 kill_over_and_over(save, check)
 """
 
+# Processes that save under one name at once: none fails, and one of them stays.
+TOGETHER = """
+def one(number):
+    for version in range(20):
+        save(number)
+    os._exit(0)
 
-def killed(folder: Path, program: str) -> dict[str, Any]:
+children = []
+for number in range(3):
+    child = os.fork()
+    if not child:
+        try:
+            one(number)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    children.append(child)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+assert codes == [0, 0, 0], codes
+print(json.dumps(sorted(os.listdir(folder))))
+"""
+
+INDEXES_TOGETHER = """
+def save(number):
+    retrieval.build(np.full((500, 16), number, np.float32)).save(path)
+"""
+
+BUNDLES_TOGETHER = """
+content = bundles.load(path)
+
+def save(number):
+    content.metrics["of"] = number
+    bundles.save(content, path)
+"""
+
+
+def of_a_process(folder: Path, program: str) -> Any:
+    """What a program prints last."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(DRIVER + program), str(folder)],
         capture_output=True,
@@ -117,18 +177,30 @@ def killed(folder: Path, program: str) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def killed(folder: Path, program: str) -> dict[str, Any]:
+    found: dict[str, Any] = of_a_process(folder, program)
     versions = found["versions"]
     assert versions == sorted(versions)  # nothing that was there is lost
     assert versions[-1] > versions[0]
     return found
 
 
+KINDS: dict[str, dict[str, Any]] = {"exact": {}, "exact int8": {"dtype": "int8"}, "ivf-native": {}}
+if find_spec("faiss"):
+    KINDS["hnsw"] = {"m": 4, "ef_construction": 8}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_an_index_is_of_one_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_is_of_one_version(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "it"
     retrieval.build([[0.0] * 16] * 2000).save(path)
-    killed(tmp_path, INDEX)
+    times = "3.0, 0.15" if kind == "exact" else "2.0, 0.4"
+    facts = f"KIND, OPTIONS, TIMES = {kind.split()[0]!r}, {KINDS[kind]!r}, ({times})\n"
+    killed(tmp_path, facts + INDEX)
     retrieval.load(path).save(path)
     assert [one.name for one in tmp_path.iterdir()] == ["it"]
 
@@ -136,10 +208,27 @@ def test_an_index_is_of_one_version(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_bundle_is_of_one_version_in_all_its_members(tmp_path: Path) -> None:
     path = tmp_path / "it"
-    bundles.save(make_bundle(), path)
+    content = make_bundle()
+    rows = catalogue.index_rows(content, np.arange(30))
+    content.index = retrieval.build(rows, dtype="int8").to_tensors()
+    bundles.save(content, path)
     killed(tmp_path, BUNDLE)
     bundles.save(bundles.load(path), path)
     assert [one.name for one in tmp_path.iterdir()] == ["it"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_processes_that_save_at_once_do_not_disturb_one_another(tmp_path: Path) -> None:
+    for name, program in (("index", INDEXES_TOGETHER), ("bundle", BUNDLES_TOGETHER)):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "it"
+        if name == "bundle":
+            bundles.save(make_bundle(), path)
+        assert of_a_process(tmp_path / name, program + TOGETHER) == ["it"]
+        if name == "bundle":
+            assert bundles.load(path).metrics["of"] in (0, 1, 2)
+        else:
+            assert len(np.unique(retrieval.load(path).vectors(np.arange(500)))) == 1
 
 
 def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:

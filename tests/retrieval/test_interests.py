@@ -65,6 +65,41 @@ def test_search_is_that_of_brute_force(
     assert found.scores.tolist() == scores
 
 
+@given(
+    seed=st.integers(0, 10**6), k=st.integers(1, 25), diversity=st.sampled_from([0.0, 0.5, 50.0])
+)
+def test_diverse_lists_obey_filters_and_are_full(seed: int, k: int, diversity: float) -> None:
+    rng = np.random.default_rng(seed)
+    items = rng.integers(-2, 3, (20, 3)).astype(np.float32)
+    vectors = rng.integers(-2, 3, (4, 3, 3)).astype(np.float32)
+    seen = [rng.integers(0, 20, n) for n in rng.integers(0, 30, 4)]
+    own = [rng.integers(0, 20, n) for n in rng.integers(0, 30, 4)]
+    index = build(items, "exact")
+    gone = rng.integers(0, 20, 3)
+    index.remove(gone)
+    mask = rng.random(20) < 0.8
+    found = search_interests(
+        index,
+        vectors,
+        k,
+        diversity=diversity,
+        exclude=JaggedBatch.from_lists(seen, dtype=np.int64),
+        allow=JaggedBatch.from_lists(own, dtype=np.int64),
+        deny=index.filter(deny=mask),
+    )
+    for user in range(4):
+        left = set(own[user].tolist()) - set(seen[user].tolist()) - set(gone.tolist())
+        left -= set(np.flatnonzero(~mask).tolist())
+        ids = found.ids[user][found.ids[user] >= 0].tolist()
+        assert len(ids) == len(set(ids)) == min(k, len(left))
+        assert set(ids) <= left
+        each = items[ids] @ vectors[user].T
+        scores = found.scores[user, : len(ids)]
+        assert (each == scores[:, None]).any(axis=1).all()
+        if not diversity:
+            assert scores.tolist() == each.max(axis=1, initial=-np.inf).tolist()
+
+
 def test_candidates_that_were_not_found_stay_out() -> None:
     def search(queries: Any, hidden: Any) -> Any:
         scores = np.array([[3.0, -np.inf], [1.0, -np.inf]], dtype=np.float32)

@@ -38,6 +38,29 @@ def test_filters_on_the_payload(qdrant: Any) -> None:
     assert (index.search(VECTORS[:1], 40).ids >= 0).all()  # the index itself is as it was
 
 
+def test_a_view_follows_the_index(qdrant: Any) -> None:
+    index: Any = retrieval.build(np.empty((0, 4)), kind="qdrant")
+    match = qdrant.models.FieldCondition(key="stock", match=qdrant.models.MatchValue(value=1))
+    view = index.where(match).where(qdrant.models.HasIdCondition(has_id=list(range(30))))
+    assert (view.search(VECTORS[:1], 3).ids == -1).all()
+    index.add(VECTORS)
+    index.set_payload(range(0, 40, 2), {"stock": 1})
+    index.remove([4])
+    found = view.search(VECTORS[:3], 40, deny=[2])
+    mask = (np.arange(40) % 2 == 0) & (np.arange(40) < 30)
+    expected = retrieval.build(VECTORS).search(VECTORS[:3], 40, allow=mask, deny=[2, 4])
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    assert (view.size, len(view)) == (40, 39)
+    for change in (
+        lambda: view.add(VECTORS[:1]),
+        lambda: view.update([1], VECTORS[:1]),
+        lambda: view.remove([1]),
+    ):
+        with pytest.raises(InputError, match="where: what it gave is for searches"):
+            change()
+    assert (index.size, len(index)) == (40, 39)
+
+
 def test_a_collection_that_is_there(qdrant: Any, tmp_path: Path) -> None:
     made: Any = retrieval.build(VECTORS, kind="qdrant", location=str(tmp_path / "q"))
     made.remove([7, 9])

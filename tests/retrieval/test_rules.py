@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -208,8 +209,88 @@ def test_limits_of_tags_with_a_separator_of_their_own() -> None:
     assert (retrieval.search_limited(index, [[1.0]], 5, limits).ids >= 0).all()
 
 
+SEARCHED: dict[str, dict[str, Any]] = {
+    "exact": {"dtype": "int8"},
+    "sharded": {"shards": 3},
+    "ivf-native": {"nlist": 40, "nprobe": 1, "reach": 0},
+}
+if find_spec("faiss"):
+    SEARCHED |= {
+        "flat": {},
+        "ivf": {"nlist": 40, "nprobe": 1},
+        "ivfpq": {"nlist": 40, "nprobe": 1, "nbits": 4},
+        "hnsw": {"m": 2, "ef_search": 2, "ef_construction": 4},
+    }
+
+
+@pytest.mark.parametrize("kind", SEARCHED)
+def test_limits_hold_in_the_search_of_every_kind(kind: str) -> None:
+    """Also where an approximate search finds late what it should have found first."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((600, 8)).astype(np.float32)
+    queries = rng.standard_normal((9, 8)).astype(np.float32)
+    brands = np.minimum(rng.geometric(0.3, 600) - 1, 12)  # few have most items
+    rules = retrieval.Rules(ItemTable({"brand": [f"b{n}" if n else None for n in brands]}))
+    limits = retrieval.Limits(rules, {"brand": 2})
+    index = retrieval.build(vectors, kind=kind, **SEARCHED[kind])
+    index.remove(range(0, 600, 7))
+    mask = (rng.random(600) < 0.9) & (brands > 0)
+    seen = JaggedBatch.from_lists(rng.integers(0, 600, (9, 40)))
+    exact = retrieval.build(vectors)
+    exact.remove(range(0, 600, 7))
+    for k in (5, 20, 40):
+        found = retrieval.search_limited(index, queries, k, limits, exclude=seen, allow=mask)
+        best = retrieval.search_limited(exact, queries, k, limits, exclude=seen, allow=mask)
+        if index.exact:
+            np.testing.assert_array_equal(found.ids, best.ids)
+        np.testing.assert_array_equal(found.ids >= 0, best.ids >= 0)  # as many, wherever they are
+        with np.errstate(invalid="ignore"):
+            assert not (np.diff(found.scores, axis=1) > 0).any()
+        for ids, hidden in zip(found.ids, seen, strict=True):
+            ids = ids[ids >= 0]
+            assert np.bincount(brands[ids]).max() <= 2
+            assert mask[ids].all()
+            assert (ids % 7 > 0).all()
+            assert not set(ids.tolist()) & set(hidden.tolist())
+            assert len(np.unique(ids)) == len(ids)
+
+
 def test_a_table_of_other_items_is_refused() -> None:
     limits = retrieval.Limits(retrieval.Rules(TABLE), {"genre": 1})
     index = retrieval.build(np.eye(5))
     with pytest.raises(InputError, match="limit: the item table has 4 rows for 5 items"):
         retrieval.search_limited(index, np.eye(5), 2, limits)
+
+
+def test_too_few_categories_leave_places_open() -> None:
+    """Three items that are in no full category, however many are asked for; the rest is empty."""
+    limits = retrieval.Limits(retrieval.Rules(TABLE), {"genre": 1})
+    index = retrieval.build(np.arange(4, 0, -1, dtype=np.float32)[:, None])
+    scores, ids = retrieval.search_limited(index, [[1.0], [-1.0]], 1000, limits)
+    assert ids[0, :4].tolist() == [0, 2, 3, -1]
+    assert ids[1, :4].tolist() == [3, 2, 1, -1]
+    assert scores[0, :4].tolist() == [4, 2, 1, -np.inf]
+    assert (ids[:, 3:] == -1).all()
+    index.remove([0, 2, 3])
+    assert retrieval.search_limited(index, [[1.0]], 3, limits).ids.tolist() == [[1, -1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"queries": [[1.0], [1.0, 2.0]]}, "queries: expected an array of numbers, found uneven"),
+        ({"queries": 3.0}, "queries: expected two dimensions"),
+        ({"queries": [[1.0, 2.0]]}, "queries: expected 1 columns like the index, found 2"),
+        ({"k": 0}, "k: expected a whole number of at least 1, found 0"),
+        ({"k": "3"}, "k: expected a whole number, found '3'"),
+        ({"k": 2**60}, "k: .* take more memory than there is"),
+        ({"allow": [4]}, "allow: found item 4, but the items are 0 to 3"),
+        ({"exclude": JaggedBatch.from_lists([[0], [1]])}, r"exclude: expected one row a query"),
+    ],
+)
+def test_a_limited_search_names_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
+    limits = retrieval.Limits(retrieval.Rules(TABLE), {"genre": 1})
+    index = retrieval.build(np.ones((4, 1)))
+    asked: dict[str, Any] = {"queries": [[1.0]], "k": 3, "limits": limits} | arguments
+    with pytest.raises(InputError, match=f"^{message}"):
+        retrieval.search_limited(index, **asked)

@@ -17,6 +17,7 @@ from seqrec_fast.retrieval import factory, tuning
 from seqrec_fast.retrieval.candidates import Candidate, Walk, candidates
 from seqrec_fast.retrieval.exact import ExactIndex
 from seqrec_fast.retrieval.index import Found
+from seqrec_fast.retrieval.parts import filters_between
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.standard_normal((400, 8)).astype(np.float32)
@@ -46,6 +47,7 @@ class Partial(ExactIndex):
     def tuned(self, **search_options: Any) -> Partial:
         made = type(self)(self._current.table, self.metric)
         made.effort, made.delay = int(search_options["effort"]), self.delay
+        made._rows, made._current = self._rows, self._current
         if made.effort > 100:
             raise InputError("effort: at most 100")
         self.tried.append(made.effort)
@@ -55,7 +57,7 @@ class Partial(ExactIndex):
         time.sleep(self.delay)
         part = max(k, len(state.table) * self.effort // 100)
         cut = state._replace(size=part, table=state.table[:part])
-        return super()._search(cut, queries, k, filters, threads)
+        return super()._search(cut, queries, k, filters_between(filters, 0, part), threads)
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +209,33 @@ def test_what_was_measured_stays_with_the_index(tmp_path: Path) -> None:
     assert {"k", "target", "threads", "median_us", "bytes", "queries_measured_on"} <= set(
         again.measured
     )
+
+
+def test_removed_items_are_neither_wanted_nor_found() -> None:
+    gone = np.unique(np.argsort(-(QUERIES @ VECTORS.T), axis=1)[:, :5])  # the best of all queries
+    left = np.setdiff1d(np.arange(400), gone)
+    found = tuning.tune(
+        VECTORS, QUERIES, 10, 0.8, removed=gone, tried=[Candidate("exact"), walked()]
+    )
+    assert len(found.best) == len(left)
+    assert not set(gone) & set(found.best.search(QUERIES, 10).ids.ravel().tolist())
+    trial = next(trial for trial in found.trials if trial.kind == "partial")
+    index = retrieval.build(VECTORS, "partial").tuned(**trial.search)
+    index.remove(gone)
+    rows = np.random.default_rng(0).permutation(60)[:30]
+    mine = index.search(QUERIES[rows], 10).ids
+    truth = left[np.argsort(-(QUERIES[rows] @ VECTORS[left].T), axis=1)[:, :10]]
+    shares = [len(set(a) & set(b)) / 10 for a, b in zip(mine, truth, strict=True)]
+    assert trial.recall_chosen == pytest.approx(np.mean(shares))
+    exact = retrieval.build(VECTORS)
+    exact.remove(gone)
+    assert tuning.measure(exact, VECTORS, QUERIES, 10, removed=gone)["recall"] == 1.0
+    assert tuning.measure(exact, VECTORS, QUERIES, 10)["recall"] < 0.6
+    few = tuning.tune(VECTORS, QUERIES, 10, removed=np.arange(397), kinds=["exact"])
+    assert (few.k, few.chosen.recall) == (3, 1.0)
+    for removed, message in (([400], "removed: found item 400"), (range(400), "vectors: there is")):
+        with pytest.raises(InputError, match=f"^{message}"):
+            tuning.tune(VECTORS, QUERIES, 10, removed=removed)
 
 
 def test_more_asked_than_there_is() -> None:
