@@ -58,22 +58,22 @@ FORWARD = table_of(
     {
         "16": {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 2)},
         "tf32": {32: (64, 32, 4, 2), 64: (64, 32, 4, 2), 128: (64, 32, 8, 2)},
-        "fp32": {32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (32, 16, 8, 1)},
+        "fp32": {32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 16, 8, 1)},
     },
     # keys and values are read half as often, and tensor cores of sm_100 multiply 128 rows at once
-    {"16": {32: (128, 64, 8, 2), 64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}},
+    {"16": {32: (128, 64, 8, 2), 64: (128, 32, 8, 2), 128: (128, 64, 8, 2)}},
 )
 QUERY_GRADIENT = table_of(
     {
         "16": {32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (64, 32, 4, 2)},
         "tf32": {32: (64, 32, 4, 2), 64: (64, 32, 4, 2), 128: (32, 32, 4, 2)},
-        "fp32": {32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (32, 32, 8, 1)},
+        "fp32": {32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     }
 )
 KEY_GRADIENT = table_of(
     {
         "16": {32: (64, 64, 4, 2), 64: (64, 32, 8, 2), 128: (64, 32, 8, 2)},
-        "tf32": {32: (32, 32, 8, 2), 64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
+        "tf32": {32: (16, 32, 4, 2), 64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
         "fp32": {32: (32, 32, 8, 1), 64: (32, 16, 8, 1), 128: (16, 16, 16, 1)},
     }
 )
@@ -148,9 +148,9 @@ def attention_query_gradient(
 ):
     """Gives dQ of a tile of queries and ``delta``, the sum of dO O; ``slope`` lacks log2 e.
 
-    Float32 scores lie ``[key, query]``, which leaves enough registers for larger tiles.
+    Float32 scores of narrow heads lie ``[key, query]``, which leaves registers for larger tiles.
     """
-    KEYS_FIRST: tl.constexpr = q.dtype.element_ty == tl.float32
+    KEYS_FIRST: tl.constexpr = q.dtype.element_ty == tl.float32 and PADDED < 128
     head = tl.program_id(1).to(tl.int64)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     _row, begin, end, first = row_of_tile(offsets, rows, tile, QUERIES)
