@@ -77,10 +77,13 @@ def _config(
             return Config({"TOKENS": 1024 // width}, 4, 1)
         return Config({"TOKENS": 2048 // width}, 2 if element == 2 and width == 128 else 4, 1)
     if kernel is kernels.scatter:
-        warps = 4 if width >= 128 or (element == 4 and width == 64) else 2
-        return Config({"ENTRIES": 16}, warps, 1)
+        if element == 4:
+            return Config({"ENTRIES": 16 if width <= 64 else 8}, 4, 1)
+        return Config({"ENTRIES": 16}, width // 32, 1)
     if element == 4 and odd and width == 128 and kernel is kernels.forward:
-        return Config({"TOKENS": 16, "COLUMNS": 16}, 4, 1)
+        return Config({"TOKENS": 16, "COLUMNS": 16}, 8, 2)
+    if odd and element == 4 and not precise and width == 64 and kernel is kernels.forward:
+        return Config({"TOKENS": 16, "COLUMNS": 32}, 4, 1)
     if element == 4:
         tile = 16 if precise else 32
         eight = width > 64 if precise else 32 < width <= 128

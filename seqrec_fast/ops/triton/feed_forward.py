@@ -295,10 +295,9 @@ def _config(kernel: Any, width: int, element: int, precise: bool, odd: bool) -> 
         eight = not (odd and weights) if width > 64 else weights
         return Config({"ROWS": 16, "INNER": 16}, 8 if eight else 4, 1)
     if element == 4:
-        rows = 16 if width > 64 and (weights or by_rows) else 32
-        inner = 16 if width > 64 and weights else 32
-        warps = 8 if weights or (width > 64 and not by_rows) else 4
-        return Config({"ROWS": rows, "INNER": inner}, warps, 1)
+        if width > 64 and kernel is not _forward:
+            return Config({"ROWS": 16, "INNER": 16 if weights else 32}, 4, 1)
+        return Config({"ROWS": 32, "INNER": 32}, 8 if weights or width > 64 else 4, 1)
     if weights:
         return Config({"ROWS": 32, "INNER": 32}, 8, 1)
     if odd:
