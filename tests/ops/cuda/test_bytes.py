@@ -77,9 +77,10 @@ def test_a_recurrent_layer(
     kept = {"rnn": 0, "lstm": gates * states + TOKENS * HIDDEN * 4, "gru": (gates + 1) * states}
     ends = ROWS * HIDDEN * size * (2 if cell == "lstm" else 1)
     assert forward.stored == states + ends + kept[cell]
-    # with the product of the inputs, what the model counts
+    # with the product of the inputs, offsets, and biases, what the model counts
     product = size * (TOKENS * INPUTS + gates * HIDDEN * INPUTS)
-    assert weights + states + product == recurrent_model(cell, dtype)
+    beside = ends + offsets.nbytes + 2 * gates * HIDDEN * size
+    assert weights + states + product + beside == recurrent_model(cell, dtype)
 
     upstream = torch.ones_like(results[0])
     backward = moved(
@@ -156,7 +157,7 @@ def test_decode_attention(dtype: torch.dtype, emulated: Any) -> None:
     assert len(found.blocks) == 1
     # a query is read by each eight lanes of the block, from its cache after the first of them
     assert found.of == [16 * q.nbytes, keys.nbytes, values.nbytes]
-    once = q.nbytes + keys.nbytes + values.nbytes + found.stored
+    once = q.nbytes + keys.nbytes + values.nbytes + offsets.nbytes + found.stored
     name = str(dtype).removeprefix("torch.")
     assert once == work("decode_attention", shape, name, False).bytes
 
