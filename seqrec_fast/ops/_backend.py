@@ -27,6 +27,7 @@ __all__ = [
     "GPU_DTYPES",
     "GPU_WIDTHS",
     "Backend",
+    "allows_tf32",
     "announce",
     "choose_backend",
     "emulates",
@@ -245,3 +246,11 @@ def _check_gpu(operation: str, device: torch.device, dtype: torch.dtype, forced:
     reason = unavailable(operation, device.type)
     if reason is not None:
         raise InputError(f"{_VARIABLE}={forced}: {operation} cannot run: {reason}")
+
+
+def allows_tf32() -> bool:
+    """Whether torch's own products of float32 may round to tf32."""
+    matmul = torch.backends.cuda.matmul
+    # since torch 2.9, which refuses to say allow_tf32 to who has set this
+    precision = getattr(matmul, "fp32_precision", "none")
+    return bool(matmul.allow_tf32 if precision == "none" else precision == "tf32")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seqrec_fast.errors import DeviceError, InputError
 
-__all__ = ["allows_tf32", "kernels", "kernels_for", "number", "stream", "unavailable"]
+__all__ = ["kernels", "kernels_for", "number", "stream", "unavailable"]
 
 _VARIABLE = "SEQREC_FAST_CUDA_MODULE"
 _NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -66,14 +66,6 @@ def number(dtype: torch.dtype) -> int:
             "or set SEQREC_FAST_BACKEND=reference"
         )
     return _NUMBERS[dtype]
-
-
-def allows_tf32() -> bool:
-    """Whether torch's own products of float32 may round to tf32."""
-    matmul = torch.backends.cuda.matmul
-    # since torch 2.9, which refuses to say allow_tf32 to who has set this
-    precision = getattr(matmul, "fp32_precision", "none")
-    return bool(matmul.allow_tf32 if precision == "none" else precision == "tf32")
 
 
 def stream(tensor: Tensor) -> int:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqrec_fast.ops._backend import allows_tf32
 from seqrec_fast.ops._library import address
 from seqrec_fast.ops._recurrent_backward import GRU, LSTM, Gradients, empty_gradients
 from seqrec_fast.ops._recurrent_native import Forward, empty_results
-from seqrec_fast.ops.cuda._module import allows_tf32, kernels_for, number, stream
+from seqrec_fast.ops.cuda._module import kernels_for, number, stream
 
 __all__ = ["recurrent_backward", "recurrent_forward", "recurrent_step"]
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from seqrec_fast.errors import InputError
+from seqrec_fast.ops._backend import allows_tf32
 from seqrec_fast.ops._library import address
-from seqrec_fast.ops.cuda._module import allows_tf32, kernels_for, number, stream
+from seqrec_fast.ops.cuda._module import kernels_for, number, stream
 
 __all__ = ["score_topk"]
 

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqrec_fast.ops._backend import allows_tf32
+
 try:
     import triton
     import triton.language as tl
@@ -323,14 +325,7 @@ def _fits(device: int, variant: str) -> bool:
 
 def input_precision(dtype: torch.dtype) -> str:
     """How ``tl.dot`` multiplies float32: tf32 where torch's settings allow it for its matrices."""
-    if dtype != torch.float32:
-        return "ieee"
-    matmul = torch.backends.cuda.matmul
-    # torch >= 2.9 has this setting, and refuses to say allow_tf32 once it was used
-    setting = getattr(matmul, "fp32_precision", "none")
-    if setting == "none":
-        setting = "tf32" if matmul.allow_tf32 else "ieee"
-    return "tf32" if setting == "tf32" else "ieee"
+    return "tf32" if dtype == torch.float32 and allows_tf32() else "ieee"
 
 
 def padded_width(width: int) -> int:
